@@ -1,0 +1,1 @@
+"""The Streamlit explorer: browse a feature index in the browser."""

@@ -1,0 +1,70 @@
+"""saekit: extract activations from a checkpoint, train a sparse dictionary on them, browse its features.
+
+Public names are imported on first use (PEP 562), so that reading an index never imports torch.
+"""
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_PUBLIC: dict[str, str] = {
+    # errors
+    "SaekitError": "saekit.errors",
+    "ConfigError": "saekit.errors",
+    "InputError": "saekit.errors",
+    "BackboneError": "saekit.errors",
+    "HookPointError": "saekit.errors",
+    "StoreError": "saekit.errors",
+    "CheckpointError": "saekit.errors",
+    "FeatureIndexError": "saekit.errors",
+    "MissingExtraError": "saekit.errors",
+    # hooks
+    "capture": "saekit.hooks",
+    "patch": "saekit.hooks",
+    # backbones and their inputs
+    "Backbone": "saekit.backbones",
+    "TokenLayout": "saekit.store.examples",
+    "load_backbone": "saekit.backbones",
+    "TextWindows": "saekit.backbones",
+    "ImageTokens": "saekit.backbones",
+    "Document": "saekit.inputs",
+    "ImageInput": "saekit.inputs",
+    "read_documents": "saekit.inputs",
+    "read_images": "saekit.inputs",
+    # the store
+    "ActivationStore": "saekit.store",
+    "Example": "saekit.store",
+    "ExampleTable": "saekit.store",
+    # autoencoders
+    "Autoencoder": "saekit.autoencoders",
+    "SparseAutoencoder": "saekit.autoencoders",
+    "SparseAutoencoderConfig": "saekit.autoencoders",
+    "Relu": "saekit.autoencoders",
+    "KLDivergence": "saekit.autoencoders",
+    "TopK": "saekit.autoencoders",
+    "load_autoencoder": "saekit.autoencoders",
+    # training
+    "FitConfig": "saekit.training",
+    "fit": "saekit.training",
+    # the index
+    "FeatureIndex": "saekit.index",
+    # jobs
+    "extract": "saekit.jobs.extract",
+    "build_index": "saekit.jobs.index",
+    "evaluate": "saekit.jobs.evaluate",
+}
+
+__all__ = ["__version__", *_PUBLIC]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'saekit' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_PUBLIC[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
