@@ -1,0 +1,45 @@
+# Everything runs in .venv, which the first target that needs it makes. PYTHON=python3.12 make demo picks another Python.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: demo demo-vision test lint types check screenshots bench clean
+
+demo: $(VENV)/.demo  ## features of SmolLM2 on BBC news, in the browser
+	$(BIN)/saekit demo text
+
+demo-vision: $(VENV)/.demo  ## features of DINOv2 on tuxpaint stamps, in the browser
+	$(BIN)/saekit demo images
+
+test: $(VENV)/.dev  ## every test, the browser's included (needs Chromium: apt install chromium)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -q
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+check: lint types test
+
+screenshots: $(VENV)/.dev  ## the pictures in docs/images, from the demos' indexes
+	$(BIN)/python scripts/screenshots.py
+
+bench: $(VENV)/.dev  ## every benchmark, one after the other
+	for script in scripts/bench_*.py; do $(BIN)/python $$script || exit 1; done
+
+$(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) install -q -c constraints.txt -e '.[demo]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) install -q -c constraints.txt -e '.[dev]'
+	@touch $@ $(VENV)/.demo
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache artifacts

@@ -1,0 +1,79 @@
+"""The command line: `saekit <job> [options]`. Each job's `--help` is its documentation."""
+
+import importlib
+import logging
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from saekit import __version__
+from saekit.errors import SaekitError, closest
+
+# Name -> (module, config class, one line). A job's module is imported only when it is asked for, so that
+# `saekit --help` and `saekit explore` answer at once and never import torch.
+JOBS: dict[str, tuple[str, str, str]] = {
+    "hooks": ("saekit.jobs.hooks", "HooksConfig", "List the hook points of a model."),
+    "extract": ("saekit.jobs.extract", "ExtractConfig", "Run a model over texts or images and store its activations."),
+    "train": ("saekit.jobs.train", "TrainConfig", "Train a sparse autoencoder on a store."),
+    "eval": ("saekit.jobs.evaluate", "EvaluateConfig", "Measure a checkpoint: reconstruction and faithfulness."),
+    "index": ("saekit.jobs.index", "IndexConfig", "Index what every latent of a checkpoint fires on."),
+    "explore": ("saekit.jobs.explore", "ExploreConfig", "Browse an index in the browser."),
+    "demo": ("saekit.jobs.demo", "DemoConfig", "All of the above on an embedded model and real data."),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one job; returns the exit status. A user's mistake prints one line, never a traceback."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return 0
+    if words[0] in ("-V", "--version"):
+        print(f"saekit {__version__}")
+        return 0
+    name = words[0]
+    if name not in JOBS:
+        print(f"saekit: no job {name!r}. Closest: {closest(name, JOBS)}. All of them: saekit --help", file=sys.stderr)
+        return 2
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for noisy in ("httpx", "httpcore", "urllib3", "filelock", "fsspec", "huggingface_hub"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        config, run = load_job(name, words[1:])
+        run(config)
+    except SaekitError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Interrupted. What was finished is on disk; the same command goes on from there.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def load_job(name: str, arguments: Sequence[str]) -> tuple[Any, Any]:
+    """The parsed config and the `run` function of a job. Exits (tyro) on `--help` and on words it cannot parse."""
+    import tyro
+
+    module_name, config_name, _ = JOBS[name]
+    module = importlib.import_module(module_name)
+    config_class = getattr(module, config_name)
+    config = tyro.cli(config_class, args=list(arguments), prog=f"saekit {name}")
+    return config, module.run
+
+
+def _overview() -> str:
+    width = max(len(name) for name in JOBS)
+    lines = [f"  {name:<{width}}  {summary}" for name, (_, _, summary) in JOBS.items()]
+    return "\n".join(
+        [
+            f"saekit {__version__}: extract activations, train a sparse dictionary, browse its features.",
+            "",
+            "Usage: saekit <job> [options]        saekit <job> --help",
+            "",
+            *lines,
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
