@@ -30,7 +30,7 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     try:
-        with os.fdopen(handle, mode, **({} if "b" in mode else {"encoding": "utf-8"})) as file:
+        with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -170,9 +170,7 @@ def _build(cls: type, fields: Json) -> Any:
     missing = sorted(
         name
         for name, field in known.items()
-        if name not in fields
-        and field.default is dataclasses.MISSING
-        and field.default_factory is dataclasses.MISSING
+        if name not in fields and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
     )
     if unknown or missing:
         raise ConfigError(f"{cls.__name__}: unknown fields {unknown}, missing fields {missing}.")
