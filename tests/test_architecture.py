@@ -10,7 +10,7 @@ import pytest
 import saekit
 
 ROOT = Path(__file__).parents[1]
-# Every room of saekit/ and its floor, from the ground up (docs/architecture.md): a module imports from lower floors only.
+# Every room of saekit/ and its floor, from the ground up (docs/architecture.md): imports come from lower floors only.
 ORDER = [
     ["errors"],
     ["files"],
