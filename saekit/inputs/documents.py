@@ -1,0 +1,139 @@
+"""Documents for language models, from text files, JSONL, Parquet and Hugging Face datasets."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from saekit.errors import InputError, closest, require
+from saekit.inputs.skipped import SkipLog
+from saekit.inputs.source import TEXT_SUFFIXES, class_names, dataset_rows, existing, list_files
+
+MAX_BAD_LINES = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Document:
+    """One text."""
+
+    id: str
+    """Unique in its source: a path below the source folder, `file.jsonl:12` (line, from 1), or a row number."""
+    text: str
+    label: str | None = None
+    """Class of the document, where the source has one."""
+
+
+def read_documents(
+    source: str | Path,
+    *,
+    text_field: str = "text",
+    label_field: str = "label",
+    glob: str | None = None,
+    skipped: SkipLog | None = None,
+) -> Iterator[Document]:
+    """The documents of a source, one at a time, always in the same order.
+
+    `source` is a text file, a JSONL or Parquet file, a folder of those (a text file's label is the name of its folder
+    below `source`), a folder written by `datasets.save_to_disk`, or `hf:owner/name[:split]`, which is streamed.
+    Blank documents and files that are not UTF-8 are counted in `skipped`. Raises `InputError` when the source does
+    not exist, when nothing readable is in it, and for lines that are not JSON objects with `text_field` (all named).
+    """
+    log = SkipLog() if skipped is None else skipped
+    n_read = 0
+    for document in _read(source, text_field, label_field, glob, log):
+        if not document.text.strip():
+            log.add(document.id, "blank document")
+            continue
+        n_read += 1
+        yield document
+    if n_read == 0:
+        reasons = "".join(f" {n}: {reason}." for reason, n in log.reasons.items())
+        raise InputError(f"{source} holds no readable document.{reasons}")
+
+
+def _read(source: str | Path, text_field: str, label_field: str, glob: str | None, log: SkipLog) -> Iterator[Document]:
+    rows = dataset_rows(source)
+    if rows is not None:
+        for prefix, dataset in rows:
+            names = class_names(dataset, label_field)
+            for i, row in enumerate(dataset):
+                yield _from_record(row, f"{prefix}{i}", text_field, label_field, names)
+        return
+    root = existing(source)
+    for file in list_files(root, TEXT_SUFFIXES, glob):
+        id = file.relative_to(root).as_posix() if root.is_dir() else file.name
+        if file.suffix in (".jsonl", ".ndjson"):
+            yield from _read_jsonl(file, id, text_field, label_field, log)
+        elif file.suffix == ".parquet":
+            yield from _read_parquet(file, id, text_field, label_field)
+        else:
+            yield from _read_text(file, id, root, log)
+
+
+def _read_text(file: Path, id: str, root: Path, log: SkipLog) -> Iterator[Document]:
+    try:
+        text = file.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError:
+        log.add(id, "not valid UTF-8")
+        return
+    except OSError as error:
+        log.add(id, f"cannot be read ({error.strerror})")
+        return
+    folder = file.relative_to(root).parent.as_posix() if root.is_dir() else "."
+    yield Document(id=id, text=text, label=None if folder == "." else folder)
+
+
+def _read_jsonl(file: Path, id: str, text_field: str, label_field: str, log: SkipLog) -> Iterator[Document]:
+    with open(file, "rb") as lines:
+        for number, raw in enumerate(lines, start=1):
+            if not raw.strip():
+                continue
+            line_id = f"{id}:{number}"
+            try:
+                record = json.loads(raw.decode("utf-8-sig" if number == 1 else "utf-8"))
+            except UnicodeDecodeError:
+                log.add(line_id, "not valid UTF-8")
+                continue
+            except json.JSONDecodeError as error:
+                raise InputError(f"{file}, line {number} is not JSON: {error}. Each line is one JSON object.") from None
+            if not isinstance(record, dict):
+                kind = type(record).__name__
+                raise InputError(f'{file}, line {number} is a JSON {kind}; expected an object like {{"text": "..."}}.')
+            yield _from_record(record, line_id, text_field, label_field, None)
+
+
+def _read_parquet(file: Path, id: str, text_field: str, label_field: str) -> Iterator[Document]:
+    parquet = require("pyarrow.parquet", "lm")
+    try:
+        table = parquet.ParquetFile(file)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file} is not a Parquet file: {error}") from None
+    names = table.schema_arrow.names
+    if text_field not in names:
+        raise InputError(_no_field(str(file), text_field, names))
+    columns = [name for name in (text_field, label_field) if name in names]
+    number = 0
+    for batch in table.iter_batches(batch_size=1024, columns=columns):
+        for record in batch.to_pylist():
+            number += 1
+            yield _from_record(record, f"{id}:{number}", text_field, label_field, None)
+
+
+def _from_record(
+    record: dict[str, Any], id: str, text_field: str, label_field: str, names: list[str] | None
+) -> Document:
+    if text_field not in record:
+        raise InputError(_no_field(id, text_field, list(record)))
+    text, label = record[text_field], record.get(label_field)
+    if text is not None and not isinstance(text, str):
+        raise InputError(f"{id}: field {text_field!r} is a {type(text).__name__}; expected a string.")
+    if names is not None and isinstance(label, int) and 0 <= label < len(names):
+        label = names[label]
+    return Document(id=id, text=text or "", label=None if label is None else str(label))
+
+
+def _no_field(where: str, field: str, names: list[str]) -> str:
+    known = f"It has {', '.join(repr(name) for name in names)}" if names else "It has none"
+    near = f"; closest: {closest(field, names, n=1)}" if names else ""
+    return f"{where} has no field {field!r}. {known}{near}. Name the field of the text with --text-field."
