@@ -1,0 +1,111 @@
+"""`Autoencoder`: what every autoencoder of saekit can do, and how one is saved and loaded."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, Self, final
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from saekit.autoencoders.checkpoint import check_tensors, read_checkpoint, write_checkpoint
+from saekit.errors import CheckpointError, closest
+from saekit.files import from_tagged, to_tagged
+from saekit.kernels import SparseLatents
+
+
+class LossTerms(NamedTuple):
+    """What one batch cost. `total` is differentiable, the rest is detached and on the model's device."""
+
+    total: Tensor
+    """`[]`: what to call `backward` on."""
+    terms: dict[str, Tensor]
+    """`[]` each: the parts of the loss, which add up to `total`, and measures such as `l0` and `fvu`."""
+    x_hat: Tensor
+    """`[batch d_in]`: the reconstruction, in the units of the input."""
+    latents: Tensor | SparseLatents
+    """`[batch d_latent]`; `SparseLatents` when the step never formed the dense matrix."""
+
+
+class Autoencoder(nn.Module, ABC):
+    """A map to latents and back. A subclass names its `Config`, a frozen dataclass, and takes one to be built.
+
+    `encode`, `decode` and `forward` are pure. `training_loss` is the only method that may change state, and all state
+    is parameters and buffers: what `save` writes is all there is.
+    """
+
+    Config: ClassVar[type]
+    provenance: dict[str, Any] | None
+    """Where the training data came from (backbone, hook point, options, hash of the store), as `save` was given it."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+        self.provenance = None
+
+    @abstractmethod
+    def encode(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_latent"]:
+        """Latents of raw activations."""
+
+    @abstractmethod
+    def decode(self, latents: Float[Tensor, "batch d_latent"]) -> Float[Tensor, "batch d_in"]:
+        """Raw activations from latents."""
+
+    @abstractmethod
+    def training_loss(self, x: Float[Tensor, "batch d_in"]) -> LossTerms:
+        """The loss of a batch of raw activations; may update buffers."""
+
+    @final
+    def forward(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_in"]:
+        """The reconstruction of `x`."""
+        return self.decode(self.encode(x))
+
+    def project_gradients_(self) -> None:  # noqa: B027
+        """Empty hook, called after `backward` and before each optimizer step."""
+
+    def project_(self) -> None:  # noqa: B027
+        """Empty hook, called after each optimizer step."""
+
+    @final
+    def save(self, path: str | Path, provenance: Mapping[str, Any] | None = None) -> Path:
+        """Write config, parameters, buffers and `provenance` (default: what this model was loaded with) to a directory.
+
+        An existing checkpoint at `path` is replaced; a kill at any moment leaves the old one or the new one, whole.
+        """
+        if provenance is not None:
+            self.provenance = dict(provenance)
+        return write_checkpoint(path, type(self).__name__, to_tagged(self.config), self.state_dict(), self.provenance)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read a checkpoint of this class (or of a subclass) onto the CPU.
+
+        Raises `CheckpointError` when there is none, it is damaged, its tensors do not fit its config (all of them are
+        listed), or it is of another class.
+        """
+        model = load_autoencoder(path)
+        if not isinstance(model, cls):
+            raise CheckpointError(
+                f"{path} holds a {type(model).__name__}, not a {cls.__name__}. Type: load_autoencoder({str(path)!r})"
+            )
+        return model
+
+
+def load_autoencoder(path: str | Path) -> Autoencoder:
+    """Read a checkpoint of any class onto the CPU; raises as `Autoencoder.load` does."""
+    meta, tensors = read_checkpoint(path)
+    classes = {option.__name__: option for option in _subclasses(Autoencoder)}
+    name = meta["class"]
+    if name not in classes:
+        raise CheckpointError(
+            f"{path} holds a {name!r}, which this saekit does not have. Has: {closest(name, classes)}"
+        )
+    model: Autoencoder = classes[name](from_tagged(meta["config"], classes[name].Config))
+    check_tensors(path, model.state_dict(), tensors)
+    model.load_state_dict(tensors)
+    model.provenance = meta.get("provenance")
+    return model
+
+
+def _subclasses(cls: type) -> list[type]:
+    return [found for child in cls.__subclasses__() for found in (child, *_subclasses(child))]

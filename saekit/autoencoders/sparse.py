@@ -1,0 +1,200 @@
+"""`SparseAutoencoder`: one class for training, evaluating and browsing, whatever makes its latents sparse.
+
+Inside, activations are centred and scaled: x_n = (x - input_mean) * input_scale, with E||x_n||^2 = d_in once the input
+moments are set. Losses live in that space; `encode` and `decode` take and return raw activations.
+"""
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from saekit.autoencoders.base import Autoencoder, LossTerms
+from saekit.autoencoders.sparsity import Sparsity, StepState, TopK
+from saekit.errors import ConfigError, InputError
+from saekit.kernels import SparseLatents, Weights
+
+_ENCODE_ROWS = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparseAutoencoderConfig:
+    """What a sparse autoencoder is. How it is trained belongs to `fit`."""
+
+    d_in: int
+    """Width of the activations."""
+    d_sae: int
+    """Number of latents."""
+    sparsity: Sparsity = field(default_factory=TopK)
+    """What makes the latents sparse."""
+    decoder_norm: Literal["auto", "unit", "free"] = "auto"
+    """Norm of the rows of W_dec: `unit` keeps them at 1, `free` does not (an L1 penalty is then weighted by them);
+    `auto` is the sparsity's own: free for KLDivergence, unit for the others."""
+    dead_after_tokens: int = 1_000_000
+    """A latent that fired for none of this many tokens in a row is dead."""
+    seed: int = 0
+    """Seed of the initial weights."""
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{name}={getattr(self, name)} is not 1 or larger"
+            for name in ("d_in", "d_sae", "dead_after_tokens")
+            if getattr(self, name) < 1
+        ]
+        if self.decoder_norm not in ("auto", "unit", "free"):
+            problems.append(f"decoder_norm={self.decoder_norm!r} is not 'auto', 'unit' or 'free'")
+        if problems:
+            raise ConfigError(f"SparseAutoencoderConfig: {'; '.join(problems)}.")
+        self.sparsity.build(self.d_sae)
+
+
+class SparseAutoencoder(Autoencoder):
+    """Affine encoder, a sparsity, affine decoder: x_n ~ sparsify((x_n - b_dec) W_enc + b_enc) W_dec + b_dec."""
+
+    Config: ClassVar[type] = SparseAutoencoderConfig
+    config: SparseAutoencoderConfig
+
+    input_mean: Tensor
+    """`[d_in]`: subtracted from raw activations."""
+    input_scale: Tensor
+    """`[]`: multiplies what is left."""
+    tokens_since_fired: Tensor
+    """int64 `[d_sae]`: training tokens since each latent was last active."""
+    n_tokens_seen: Tensor
+    """int64 `[]`: training tokens so far."""
+    sparsity_scale: Tensor
+    """`[]`: multiplies the sparsity penalty (not AuxK); set by a training schedule, 1 when it is over."""
+
+    def __init__(self, config: SparseAutoencoderConfig) -> None:
+        super().__init__(config)
+        d_in, d_sae = config.d_in, config.d_sae
+        self.sparsifier = config.sparsity.build(d_sae)
+        generator = torch.Generator().manual_seed(config.seed)
+        W_dec = torch.randn(d_sae, d_in, generator=generator)
+        W_dec /= W_dec.norm(dim=1, keepdim=True)
+        # Transposed storage: one latent's encoder direction is contiguous, as its decoder row is.
+        self.W_enc = nn.Parameter(W_dec.clone().T)
+        self.b_enc = nn.Parameter(torch.full((d_sae,), self.sparsifier.initial_bias))
+        self.W_dec = nn.Parameter(W_dec)
+        self.b_dec = nn.Parameter(torch.zeros(d_in))
+        self.register_buffer("input_mean", torch.zeros(d_in))
+        self.register_buffer("input_scale", torch.ones(()))
+        self.register_buffer("tokens_since_fired", torch.zeros(d_sae, dtype=torch.int64))
+        self.register_buffer("n_tokens_seen", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("sparsity_scale", torch.ones(()))
+
+    @property
+    def weights(self) -> Weights:
+        return Weights(self.W_enc, self.b_enc, self.W_dec, self.b_dec)
+
+    @property
+    def is_dead(self) -> Bool[Tensor, " d_sae"]:
+        """Which latents fired for none of the last `dead_after_tokens` training tokens."""
+        return self.tokens_since_fired >= self.config.dead_after_tokens
+
+    @property
+    def decoder_is_free(self) -> bool:
+        norm = self.config.decoder_norm
+        return (self.config.sparsity.decoder_norm if norm == "auto" else norm) == "free"
+
+    def set_input_moments_(self, mean: Float[Tensor, " d_in"], mean_squared_norm: float) -> None:
+        """Centre inputs on `mean` and scale them so that E||x - mean||^2, given as `mean_squared_norm`, becomes d_in."""
+        if mean.shape != self.input_mean.shape:
+            raise InputError(f"The mean has shape {list(mean.shape)}, expected [{self.config.d_in}].")
+        if not (0 < mean_squared_norm < float("inf")) or not bool(mean.isfinite().all()):
+            raise InputError(
+                f"Input moments must be finite with a positive mean squared norm, got {mean_squared_norm}. "
+                "Are all activations equal, or some of them NaN?"
+            )
+        self.input_mean.copy_(mean)
+        self.input_scale.fill_((self.config.d_in / mean_squared_norm) ** 0.5)
+
+    def encode(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_sae"]:
+        """Latents of raw activations; they do not depend on the other rows of the batch."""
+        return self.sparsifier(self._pre_activations(x))
+
+    def decode(self, latents: Float[Tensor, "batch d_sae"]) -> Float[Tensor, "batch d_in"]:
+        """Raw activations from latents."""
+        return self._denormalize(torch.addmm(self.b_dec, latents, self.W_dec))
+
+    @torch.no_grad()
+    def encode_sparse(self, x: Float[Tensor, "batch d_in"]) -> SparseLatents:
+        """The active latents of raw activations: exactly the entries of `encode` that are above `active_above`.
+
+        Ordered by row, then by latent. `active_above` is 0 but for KLDivergence, whose latents are never zero.
+        """
+        parts = [self.sparsifier.active(self._pre_activations(rows)) for rows in x.split(_ENCODE_ROWS)]
+        if len(parts) == 1:
+            return parts[0]
+        counts = torch.cat([part.row_offsets.diff() for part in parts] or [self.n_tokens_seen.new_zeros(0)])
+        row_offsets = counts.new_zeros(len(counts) + 1)
+        row_offsets[1:] = counts.cumsum(0)
+        return SparseLatents(
+            row_offsets, torch.cat([part.latents for part in parts]), torch.cat([part.values for part in parts])
+        )
+
+    def training_loss(self, x: Float[Tensor, "batch d_in"]) -> LossTerms:
+        """The loss of a batch of raw activations; counts its tokens and which latents fired.
+
+        `terms`: `reconstruction` (squared error of normalised activations, summed over features, mean over the batch),
+        the sparsity's penalty as added (`l1`, `kl` or `auxk`), `l0` (active latents per row), `fvu` (of this batch,
+        about the input mean) and `dead` (share of latents that are dead).
+        """
+        x_n = self._normalize(x)
+        state = StepState(self.is_dead, self.sparsity_scale, self.decoder_is_free)
+        step, penalties = self.sparsifier.training_step(x_n, self.weights, state)
+        total = step.reconstruction + torch.stack(list(penalties.values())).sum()
+        with torch.no_grad():
+            n_rows = x.shape[0]
+            self.n_tokens_seen += n_rows
+            self.tokens_since_fired += n_rows
+            self.tokens_since_fired.masked_fill_(step.n_fired > 0, 0)
+            terms = {
+                "reconstruction": step.reconstruction.detach(),
+                **{name: penalty.detach() for name, penalty in penalties.items()},
+                "l0": step.n_fired.sum() / n_rows,
+                "fvu": step.reconstruction.detach() * n_rows / x_n.square().sum(),
+                "dead": self.is_dead.float().mean(),
+            }
+            x_hat = self._denormalize(step.x_hat)
+        return LossTerms(total, terms, x_hat, step.latents)
+
+    @torch.no_grad()
+    def project_gradients_(self) -> None:
+        """Remove from W_dec's gradient what would only change the norms of its rows, when those are held at 1."""
+        gradient = self.W_dec.grad
+        if self.decoder_is_free or gradient is None:
+            return
+        along = torch.linalg.vecdot(gradient, self.W_dec)
+        gradient.addcmul_(self.W_dec, along[:, None], value=-1)
+
+    @torch.no_grad()
+    def project_(self) -> None:
+        """Bring the rows of W_dec back to norm 1, unless they are free."""
+        if not self.decoder_is_free:
+            self.W_dec /= self.W_dec.norm(dim=1, keepdim=True)
+
+    def extra_repr(self) -> str:
+        return f"d_in={self.config.d_in}, d_sae={self.config.d_sae}"
+
+    def __repr__(self) -> str:
+        """One line: sizes, sparsity, tokens seen, share dead."""
+        config = self.config
+        decoder = "free" if self.decoder_is_free else "unit"
+        return (
+            f"SparseAutoencoder({config.d_in} -> {config.d_sae}, {config.sparsity}, {decoder} decoder, "
+            f"{int(self.n_tokens_seen):,} tokens seen, {float(self.is_dead.float().mean()):.1%} dead)"
+        )
+
+    def _normalize(self, x: Tensor) -> Tensor:
+        if x.shape[-1] != self.config.d_in:
+            raise InputError(f"These activations are {x.shape[-1]} wide; this autoencoder takes {self.config.d_in}.")
+        return (x.to(self.input_mean.dtype) - self.input_mean) * self.input_scale
+
+    def _denormalize(self, x: Tensor) -> Tensor:
+        return x / self.input_scale + self.input_mean
+
+    def _pre_activations(self, x: Tensor) -> Tensor:
+        return torch.addmm(self.b_enc, self._normalize(x) - self.b_dec, self.W_enc)
