@@ -55,15 +55,15 @@ class Autoencoder(nn.Module, ABC):
     def training_loss(self, x: Float[Tensor, "batch d_in"]) -> LossTerms:
         """The loss of a batch of raw activations; may update buffers."""
 
-    @final
+    @final  # type: ignore[misc]
     def forward(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_in"]:
         """The reconstruction of `x`."""
         return self.decode(self.encode(x))
 
-    def project_gradients_(self) -> None:  # noqa: B027
+    def project_gradients_(self) -> None:
         """Empty hook, called after `backward` and before each optimizer step."""
 
-    def project_(self) -> None:  # noqa: B027
+    def project_(self) -> None:
         """Empty hook, called after each optimizer step."""
 
     @final
@@ -94,18 +94,21 @@ class Autoencoder(nn.Module, ABC):
 def load_autoencoder(path: str | Path) -> Autoencoder:
     """Read a checkpoint of any class onto the CPU; raises as `Autoencoder.load` does."""
     meta, tensors = read_checkpoint(path)
-    classes = {option.__name__: option for option in _subclasses(Autoencoder)}
+    classes = _subclasses(Autoencoder)
     name = meta["class"]
     if name not in classes:
         raise CheckpointError(
             f"{path} holds a {name!r}, which this saekit does not have. Has: {closest(name, classes)}"
         )
-    model: Autoencoder = classes[name](from_tagged(meta["config"], classes[name].Config))
+    model = classes[name](from_tagged(meta["config"], classes[name].Config))
     check_tensors(path, model.state_dict(), tensors)
     model.load_state_dict(tensors)
     model.provenance = meta.get("provenance")
     return model
 
 
-def _subclasses(cls: type) -> list[type]:
-    return [found for child in cls.__subclasses__() for found in (child, *_subclasses(child))]
+def _subclasses(cls: type[Autoencoder]) -> dict[str, type[Autoencoder]]:
+    found: dict[str, type[Autoencoder]] = {}
+    for child in cls.__subclasses__():
+        found |= {child.__name__: child} | _subclasses(child)
+    return found

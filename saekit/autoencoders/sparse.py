@@ -100,7 +100,7 @@ class SparseAutoencoder(Autoencoder):
         return (self.config.sparsity.decoder_norm if norm == "auto" else norm) == "free"
 
     def set_input_moments_(self, mean: Float[Tensor, " d_in"], mean_squared_norm: float) -> None:
-        """Centre inputs on `mean` and scale them so that E||x - mean||^2, given as `mean_squared_norm`, becomes d_in."""
+        """Centre inputs on `mean` and scale them so that E||x - mean||^2 = `mean_squared_norm` becomes d_in."""
         if mean.shape != self.input_mean.shape:
             raise InputError(f"The mean has shape {list(mean.shape)}, expected [{self.config.d_in}].")
         if not (0 < mean_squared_norm < float("inf")) or not bool(mean.isfinite().all()):
@@ -174,7 +174,7 @@ class SparseAutoencoder(Autoencoder):
     def project_(self) -> None:
         """Bring the rows of W_dec back to norm 1, unless they are free."""
         if not self.decoder_is_free:
-            self.W_dec /= self.W_dec.norm(dim=1, keepdim=True)
+            self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True))
 
     def extra_repr(self) -> str:
         return f"d_in={self.config.d_in}, d_sae={self.config.d_sae}"

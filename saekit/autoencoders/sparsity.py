@@ -97,9 +97,9 @@ class ReluSparsifier(Sparsifier):
 class KLDivergence:
     """Sigmoid latents whose mean activations are pulled to `rho` by KL(Bernoulli(rho) || Bernoulli(rho_hat)).
 
-    Ng 2011 (CS294A lecture notes, Sparse autoencoder), in a log-space form that stays finite and keeps its gradient when
-    a latent is stuck at 0 or 1. Latents are dense: none is exactly zero, see `active_above`. They are bounded by 1, so
-    the decoder's rows carry the scale and are free unless asked otherwise.
+    Ng 2011 (CS294A lecture notes, Sparse autoencoder), in a log-space form that stays finite and keeps its gradient
+    when a latent is stuck at 0 or 1. Latents are dense: none is exactly zero, see `active_above`. They are bounded by
+    1, so the decoder's rows carry the scale and are free unless asked otherwise.
     """
 
     rho: float = 0.05
@@ -194,7 +194,7 @@ class KLDivergenceSparsifier(Sparsifier):
 
 @dataclass(frozen=True, kw_only=True)
 class TopK:
-    """Keep the k largest pre-activations of each row (Gao et al. 2024, arXiv:2406.04093), with AuxK for dead latents."""
+    """Keep the k largest pre-activations of each row, with AuxK for dead latents (Gao et al. 2024, arXiv:2406.04093)."""
 
     k: int = 32
     """Latents kept per row; those of them that are negative are zero, so fewer may be active."""
