@@ -16,7 +16,7 @@ ORDER = [
     ["files"],
     ["metrics", "kernels"],
     ["hooks", "inputs", "store", "autoencoders"],
-    ["backbones", "training", "index", "interop"],
+    ["backbones", "training", "index", "interop", "evaluation"],
     ["intervene"],
     ["jobs"],
     ["cli"],

@@ -10,6 +10,7 @@ from typing import ClassVar, Literal
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.nn.functional import embedding_bag
 
 from saekit.autoencoders.base import Autoencoder, LossTerms
 from saekit.autoencoders.sparsity import Sparsity, StepState, TopK
@@ -134,6 +135,20 @@ class SparseAutoencoder(Autoencoder):
         return SparseLatents(
             row_offsets, torch.cat([part.latents for part in parts]), torch.cat([part.values for part in parts])
         )
+
+    def decode_sparse(self, active: SparseLatents) -> Float[Tensor, "batch d_in"]:
+        """Raw activations from `active` latents alone, all others taken as exactly zero.
+
+        So it undoes `encode_sparse` for every sparsity whose inactive latents are zero, which KLDivergence's are not.
+        """
+        x_n = embedding_bag(
+            active.latents.long(),
+            self.W_dec,
+            active.row_offsets[:-1],
+            mode="sum",
+            per_sample_weights=active.values.to(self.W_dec.dtype),
+        )
+        return self._denormalize(x_n + self.b_dec)
 
     def training_loss(self, x: Float[Tensor, "batch d_in"]) -> LossTerms:
         """The loss of a batch of raw activations; counts its tokens and which latents fired.

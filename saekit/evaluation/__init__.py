@@ -1,0 +1,32 @@
+"""Numbers about a checkpoint: reconstruction, faithfulness to the backbone, and the baselines they stand beside."""
+
+from saekit.evaluation.baselines import Baseline, identity, mean_ablation, pca, random_dictionary
+from saekit.evaluation.faithfulness import (
+    NextToken,
+    knn_accuracy,
+    next_token_losses,
+    recovered_representation,
+    representations,
+)
+from saekit.evaluation.intervals import Interval, bootstrap_ratio
+from saekit.evaluation.latents import CountingReconstruction, LatentUse
+from saekit.evaluation.reconstruction import Reconstruction, measure_reconstruction
+
+__all__ = [
+    "Baseline",
+    "CountingReconstruction",
+    "Interval",
+    "LatentUse",
+    "NextToken",
+    "Reconstruction",
+    "bootstrap_ratio",
+    "identity",
+    "knn_accuracy",
+    "mean_ablation",
+    "measure_reconstruction",
+    "next_token_losses",
+    "pca",
+    "random_dictionary",
+    "recovered_representation",
+    "representations",
+]

@@ -1,0 +1,96 @@
+"""How an autoencoder uses its latents while it reconstructs: L0, L1, densities, silent and dead shares."""
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from saekit.autoencoders import Autoencoder, SparseAutoencoder, SparseLatents
+from saekit.errors import InputError
+from saekit.metrics import accumulator_dtype
+
+# Above this share of active latents one dense product is cheaper than gathering their decoder rows.
+_DENSE_ABOVE = 1 / 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentUse:
+    """How often latents fire over a set of rows."""
+
+    n_latents: int
+    l0: float
+    """Mean number of active latents per row."""
+    l1: float
+    """Mean sum of their absolute activations per row."""
+    silent_share: float
+    """Share of latents that fired on no row measured here: an upper bound on what is dead, loose for few rows."""
+    dead_share: float | None
+    """Share that fired for none of the last `dead_after_tokens` tokens of training; None when training was shorter."""
+    dense_share: float
+    """Share of latents that fire on more than 10 % of the rows."""
+    above_1_percent_share: float
+    """Share of latents that fire on more than 1 % of the rows."""
+    density: Float[np.ndarray, " n_latents"] = dataclasses.field(repr=False)
+    """Share of rows on which each latent fires; not written to metrics.json."""
+
+
+class CountingReconstruction:
+    """An autoencoder as a function from rows to reconstructed rows that counts which latents fire on the way."""
+
+    def __init__(self, sae: Autoencoder) -> None:
+        self.sae = sae
+        self.n_rows = 0
+        self._n_fired: Tensor | None = None
+        self._absolute_sum: Tensor | None = None
+
+    @torch.no_grad()
+    def __call__(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_in"]:
+        sae = self.sae
+        if isinstance(sae, SparseAutoencoder) and sae.sparsifier.active_above == 0:
+            active = sae.encode_sparse(x)
+            self._count(active.latents, active.values, len(x), sae.config.d_sae)
+            return decode_active(sae, active)
+        latents = sae.encode(x)
+        is_active = latents > sae.sparsifier.active_above if isinstance(sae, SparseAutoencoder) else latents != 0
+        self._count(is_active.nonzero()[:, 1], latents[is_active], len(x), latents.shape[1])
+        return sae.decode(latents)
+
+    def _count(self, latents: Tensor, values: Tensor, n_rows: int, n_latents: int) -> None:
+        fired = torch.bincount(latents, minlength=n_latents)
+        total = values.abs().sum(dtype=accumulator_dtype(values.device))
+        self._n_fired = fired if self._n_fired is None else self._n_fired + fired
+        self._absolute_sum = total if self._absolute_sum is None else self._absolute_sum + total
+        self.n_rows += n_rows
+
+    def use(self) -> LatentUse:
+        """What was counted so far. Raises `InputError` before any row."""
+        if self._n_fired is None or self._absolute_sum is None or self.n_rows == 0:
+            raise InputError("No rows were reconstructed; there is nothing to say about the latents.")
+        density = self._n_fired.cpu().numpy() / self.n_rows
+        return LatentUse(
+            n_latents=len(density),
+            l0=float(density.sum()),
+            l1=float(self._absolute_sum) / self.n_rows,
+            silent_share=float((density == 0).mean()),
+            dead_share=_dead_share(self.sae),
+            dense_share=float((density > 0.1).mean()),
+            above_1_percent_share=float((density > 0.01).mean()),
+            density=density,
+        )
+
+
+def decode_active(sae: SparseAutoencoder, active: SparseLatents) -> Float[Tensor, "batch d_in"]:
+    """`decode` of latents that are zero but for `active`, by whichever product is cheaper."""
+    n_rows = len(active.row_offsets) - 1
+    if active.values.numel() > _DENSE_ABOVE * n_rows * sae.config.d_sae:
+        return sae.decode(active.to_dense(sae.config.d_sae))
+    return sae.decode_sparse(active)
+
+
+def _dead_share(sae: Autoencoder) -> float | None:
+    if not isinstance(sae, SparseAutoencoder) or int(sae.n_tokens_seen) < sae.config.dead_after_tokens:
+        return None
+    return float(sae.is_dead.double().mean())

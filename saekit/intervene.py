@@ -1,0 +1,223 @@
+"""Change a model from inside a latent: splice in a reconstruction, ablate latents, steer them, in any forward pass.
+
+Each is a context manager: inside the block every forward pass of the backbone's model is changed, `generate` included;
+after it, also after an exception, no hook is left.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from saekit.autoencoders import Autoencoder
+from saekit.backbones import Backbone, ImageTokens
+from saekit.errors import ConfigError
+from saekit.hooks import patch
+
+Rows = Float[Tensor, "row width"]
+Positions = Sequence[Int[np.ndarray, " n_positions"]]
+"""For each sequence of the batch, the positions to change, prefix included in the count (as in `Example.kept`)."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Multiply a latent's activation: 0 ablates it, 2 doubles it, and where it is silent it stays silent."""
+
+    factor: float
+
+    def __call__(self, activation: Float[Tensor, " row"]) -> Float[Tensor, " row"]:
+        return activation * self.factor
+
+
+@dataclass(frozen=True)
+class Set:
+    """Give a latent this activation on every changed token, whether or not it was active there."""
+
+    value: float
+
+    def __call__(self, activation: Float[Tensor, " row"]) -> Float[Tensor, " row"]:
+        return torch.full_like(activation, self.value)
+
+
+@dataclass(frozen=True)
+class Add:
+    """Raise a latent's activation by this much: adds its decoder direction to the stream, `value` long if unit-norm."""
+
+    value: float
+
+    def __call__(self, activation: Float[Tensor, " row"]) -> Float[Tensor, " row"]:
+        return activation + self.value
+
+
+Edit = Scale | Set | Add
+
+
+@contextmanager
+def splice(
+    backbone: Backbone,
+    hook_point: str,
+    reconstruct: Callable[[Rows], Rows],
+    *,
+    positions: Positions | None = None,
+) -> Iterator[None]:
+    """Replace activations by `reconstruct(rows)`, e.g. an autoencoder, at the positions that extraction keeps.
+
+    `reconstruct` takes and returns float32 [row width]. Without `positions` these are the tokens that extraction keeps
+    by default (attention sinks and prefix tokens stay as they are; special tokens inside a text count as kept); with
+    them, exactly those, for passes over one batch of those sequences.
+
+    Raises `HookPointError`, and `ConfigError` when rows come back in another shape or positions do not fit the batch.
+    """
+    chooser = _given(positions) if positions is not None else _by_default(backbone)
+    with chooser(backbone.model) as choose:
+
+        def edit(x: Tensor) -> Tensor:
+            changed = choose(x)
+            rows = x[changed]
+            if not len(rows):
+                return x
+            new = reconstruct(rows.float())
+            if new.shape != rows.shape:
+                raise ConfigError(
+                    f"The reconstruction at {hook_point!r} has shape {list(new.shape)}; expected {list(rows.shape)}."
+                )
+            spliced = x.clone()
+            spliced[changed] = new.to(spliced)
+            return spliced
+
+        with patch(backbone.model, {backbone.resolve(hook_point): edit}):
+            yield
+
+
+@contextmanager
+def ablate(
+    backbone: Backbone,
+    hook_point: str,
+    sae: Autoencoder,
+    latents: Sequence[int],
+    *,
+    positions: Positions | None = None,
+    keep_error: bool = True,
+) -> Iterator[None]:
+    """Set `latents` to zero in every forward pass; see `steer`."""
+    edits = dict.fromkeys(latents, Set(0.0))
+    with steer(backbone, hook_point, sae, edits, positions=positions, keep_error=keep_error):
+        yield
+
+
+@contextmanager
+def steer(
+    backbone: Backbone,
+    hook_point: str,
+    sae: Autoencoder,
+    edits: Mapping[int, Edit],
+    *,
+    positions: Positions | None = None,
+    keep_error: bool = True,
+) -> Iterator[None]:
+    """Edit latents in every forward pass: `steer(lm, "layers.15", sae, {17: Set(8.0), 3: Scale(0)})`.
+
+    With `keep_error`, what the autoencoder does not explain is kept: x' = x - decode(latents) + decode(edited), so that
+    no edits mean no change. Without it x' = decode(edited), the reconstruction's own error included. `positions` are as
+    in `splice`.
+
+    Raises `HookPointError`, and `ConfigError` for latents that do not exist (all of them) or for a width mismatch.
+    """
+    width = backbone.width(hook_point)
+    d_in, d_latent = _shape(sae)
+    if d_in != width:
+        raise ConfigError(f"The autoencoder takes width {d_in}; {hook_point!r} has width {width}.")
+    unknown = sorted(latent for latent in edits if not 0 <= latent < d_latent)
+    if unknown:
+        raise ConfigError(f"No such latents: {unknown}; the autoencoder has 0 to {d_latent - 1}.")
+
+    def reconstruct(x: Rows) -> Rows:
+        latents = sae.encode(x)
+        edited = latents.clone()
+        for latent, edit in edits.items():
+            edited[:, latent] = edit(latents[:, latent])
+        decoded = sae.decode(edited)
+        return x + (decoded - sae.decode(latents)) if keep_error else decoded
+
+    with splice(backbone, hook_point, reconstruct, positions=positions):
+        yield
+
+
+Choose = Callable[[Tensor], Bool[Tensor, "batch token"]]
+Chooser = Callable[[nn.Module], AbstractContextManager[Choose]]
+
+
+def _given(positions: Positions) -> Chooser:
+    @contextmanager
+    def chooser(model: nn.Module) -> Iterator[Choose]:
+        longest = max((int(p.max()) + 1 for p in positions if len(p)), default=0)
+
+        def choose(x: Tensor) -> Bool[Tensor, "batch token"]:
+            if x.ndim != 3 or x.shape[0] != len(positions) or x.shape[1] < longest:
+                raise ConfigError(
+                    f"positions are for {len(positions)} sequences of at least {longest} tokens; the activation has "
+                    f"shape {list(x.shape)}. Run the forward pass on exactly those sequences."
+                )
+            chosen = torch.zeros(x.shape[:2], dtype=torch.bool)
+            for row, where in zip(chosen, positions, strict=True):
+                row[torch.from_numpy(where.astype(np.int64))] = True
+            return chosen.to(x.device)
+
+        yield choose
+
+    return chooser
+
+
+def _by_default(backbone: Backbone) -> Chooser:
+    """All tokens but the ones that extraction drops at the front, wherever in a sequence a cached pass stands."""
+    options = backbone.default_options()
+    if isinstance(options, ImageTokens):
+        kept = [any(name.startswith(kind) for kind in options.keep) for name in backbone.layout.prefix]
+        keeps_patches = "patch" in options.keep
+    else:
+        kept = [False] * options.drop_first
+        keeps_patches = True
+
+    @contextmanager
+    def chooser(model: nn.Module) -> Iterator[Choose]:
+        seen: dict[str, Any] = {}
+
+        def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            cache = kwargs.get("past_key_values")
+            seen["n_before"] = cache.get_seq_length() if cache is not None else 0
+            seen["attention_mask"] = kwargs.get("attention_mask")
+
+        def choose(x: Tensor) -> Bool[Tensor, "batch token"]:
+            if x.ndim != 3:
+                raise ConfigError(f"Interventions need activations [batch token width], not {list(x.shape)}.")
+            n_batch, n_tokens = x.shape[:2]
+            mask, n_before = seen.get("attention_mask"), seen.get("n_before", 0)
+            if mask is None or mask.ndim != 2 or mask.shape[1] < n_before + n_tokens:
+                position = torch.arange(n_before, n_before + n_tokens, device=x.device).expand(n_batch, n_tokens)
+                real = torch.ones_like(position, dtype=torch.bool)
+            else:
+                # Counts real tokens only, so that it holds for padding on either side and for cached passes.
+                real = mask[:, n_before : n_before + n_tokens].to(x.device).bool()
+                position = (mask.to(x.device).bool().cumsum(1) - 1)[:, n_before : n_before + n_tokens]
+            table = torch.tensor([*kept, keeps_patches], device=x.device)
+            return real & table[position.clamp(0, len(kept))]
+
+        handle = model.register_forward_pre_hook(look, with_kwargs=True)
+        try:
+            yield choose
+        finally:
+            handle.remove()
+
+    return chooser
+
+
+def _shape(sae: Autoencoder) -> tuple[int, int]:
+    """d_in and the number of latents; the latter asked of `encode`, because configs name it differently."""
+    d_in = int(sae.config.d_in)
+    with torch.no_grad():
+        return d_in, sae.encode(next(sae.parameters()).new_zeros(1, d_in)).shape[-1]
