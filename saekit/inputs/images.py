@@ -33,13 +33,13 @@ class ImageInput:
         """The Pillow image, as stored (any mode, not yet turned upright). Raises `InputError` when it is unreadable."""
         image_module = require("PIL.Image", "vision")
         if isinstance(self.load, image_module.Image):
-            return self.load  # type: ignore[no-any-return]
+            return self.load
         try:
             image = image_module.open(io.BytesIO(self.load) if isinstance(self.load, bytes) else self.load)
             image.load()
         except (OSError, SyntaxError, ValueError, image_module.DecompressionBombError) as error:
             raise InputError(f"{self.id} is not a readable image: {error}") from None
-        return image  # type: ignore[no-any-return]
+        return image
 
 
 def read_images(
@@ -66,7 +66,9 @@ def read_images(
         raise InputError(f"{source} holds no image.{reasons}")
 
 
-def _read(source: str | Path, image_field: str, label_field: str, glob: str | None, log: SkipLog) -> Iterator[ImageInput]:
+def _read(
+    source: str | Path, image_field: str, label_field: str, glob: str | None, log: SkipLog
+) -> Iterator[ImageInput]:
     rows = dataset_rows(source)
     if rows is not None:
         for prefix, dataset in rows:

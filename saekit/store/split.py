@@ -4,9 +4,10 @@ import hashlib
 from collections.abc import Iterable
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 
 from saekit.errors import ConfigError
+from saekit.store.examples import ExampleTable
 
 
 def held_out(document_ids: Iterable[str], share: float) -> Bool[np.ndarray, " n_documents"]:
@@ -19,6 +20,21 @@ def held_out(document_ids: Iterable[str], share: float) -> Bool[np.ndarray, " n_
     if not 0 <= share < 1:
         raise ConfigError(f"held_out_share={share}; it is a share of the documents, at least 0 and below 1.")
     return np.array([_fraction(document) < share for document in document_ids], dtype=bool)
+
+
+def training_rows(table: ExampleTable, held_out_share: float) -> Int[np.ndarray, " n_rows"]:
+    """Ascending numbers of the rows whose documents are not held out, for `store.batches(rows=...)`.
+
+    Raises `ConfigError` when nothing is left to train on.
+    """
+    is_out = held_out(table.documents, held_out_share)[table.document_of]
+    rows = np.flatnonzero(~np.repeat(is_out, np.diff(table.row_offsets)))
+    if not len(rows):
+        raise ConfigError(
+            f"held_out_share={held_out_share} leaves none of the {len(table.documents)} documents of {table.path} to "
+            "train on; lower it."
+        )
+    return rows
 
 
 def _fraction(document: str) -> float:

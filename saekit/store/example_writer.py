@@ -1,0 +1,153 @@
+"""ExampleTableWriter: turns a stream of examples into a directory that `ExampleTable` reads. NumPy only."""
+
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from jaxtyping import Shaped
+
+from saekit import __version__
+from saekit.errors import StoreError
+from saekit.files import hash_file, sync_directory, write_json
+from saekit.store.examples import Example, ImageGeometry, TokenLayout, table_hash
+from saekit.store.format import (
+    COLUMN_DTYPES,
+    EXAMPLES_KIND,
+    EXAMPLES_SCHEMA,
+    file_record,
+    geometry_columns,
+    offsets_of,
+)
+
+LARGE = ("row_example.i32", "row_position.i32", "tokens.i32", "thumbnails.u8")
+"""Columns that grow with rows or pictures: written as they come, the others kept until the end."""
+
+
+class ExampleTableWriter:
+    """Writes examples to a temporary directory that takes its name in `finish`, whole.
+
+    `kind` is `"text"` or `"image"`. On leaving a `with` block by an exception the temporary directory is removed.
+    """
+
+    def __init__(self, path: str | Path, *, kind: str, layout: TokenLayout) -> None:
+        self.path = Path(path)
+        self.kind, self.layout = kind, layout
+        self.n_examples = self.n_rows = 0
+        self._temporary = self.path.with_name(f".{self.path.name}.tmp")
+        shutil.rmtree(self._temporary, ignore_errors=True)
+        self._temporary.mkdir(parents=True)
+        is_text = kind == "text"
+        large = [name for name in LARGE if (name != "thumbnails.u8" if is_text else name != "tokens.i32")]
+        self._open = ExitStack()
+        self._files = {name: self._open.enter_context(open(self._temporary / name, "wb")) for name in large}
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._documents: dict[str, int] = {}
+        self._labels: dict[str, int] = {}
+        self._document_of: list[int] = []
+        self._label_of: list[int] = []
+        self._starts: list[int] = []
+        self._captions: list[bytes] = []
+        self._geometry: list[tuple[float, ...]] = []
+        self._n_kept: list[int] = []
+        self._sizes: list[int] = []
+
+    def append(self, examples: Iterable[Example]) -> None:
+        """Add examples, in order."""
+        for example in examples:
+            self._check(example)
+            self._document_of.append(self._documents.setdefault(example.document, len(self._documents)))
+            label = example.label
+            self._label_of.append(-1 if label is None else self._labels.setdefault(label, len(self._labels)))
+            n_kept = len(example.kept)
+            self._n_kept.append(n_kept)
+            self._write("row_example.i32", np.full(n_kept, self.n_examples))
+            self._write("row_position.i32", example.kept)
+            if example.token_ids is not None:
+                self._write("tokens.i32", example.token_ids)
+                self._sizes.append(len(example.token_ids))
+                self._starts.append(example.start)
+            if example.geometry is not None:
+                self._files["thumbnails.u8"].write(example.thumbnail)
+                self._sizes.append(len(example.thumbnail))
+                self._captions.append((example.caption or "").encode("utf-8", "surrogatepass"))
+                self._geometry.append(_geometry_row(example.geometry))
+            self.n_examples += 1
+            self.n_rows += n_kept
+
+    def finish(self, vocabulary: Sequence[bytes] | None = None) -> None:
+        """Write what is left and give the directory its name. `vocabulary`: the bytes of every token id."""
+        names = sorted(self._labels)
+        place = {name: i for i, name in enumerate(names)}
+        new_label = np.array([*(place[label] for label in self._labels), -1], dtype=np.int32)
+        self._whole("label_of.i32", new_label[np.array(self._label_of, dtype=np.int64)])
+        self._whole("document_of.i32", np.array(self._document_of, dtype=np.int32))
+        self._whole("row_offsets.i64", offsets_of(self._n_kept))
+        self._ragged("documents", [name.encode("utf-8", "surrogatepass") for name in self._documents])
+        if self.kind == "text":
+            self._whole("start.i32", np.array(self._starts, dtype=np.int32))
+            self._whole("tokens_offsets.i64", offsets_of(self._sizes))
+            if vocabulary is not None:
+                self._ragged("vocabulary", vocabulary)
+        else:
+            self._whole("geometry.f64", np.array(self._geometry, dtype=np.float64).reshape(-1, len(geometry_columns())))
+            self._whole("thumbnails_offsets.i64", offsets_of(self._sizes))
+            self._ragged("captions", self._captions)
+        files = {name: self._record(name) for name in sorted(self._files)}
+        self._open.close()
+        meta = {
+            "kind": EXAMPLES_KIND,
+            "schema": EXAMPLES_SCHEMA,
+            "saekit": __version__,
+            "input_kind": self.kind,
+            "layout": {"content": self.layout.content, "prefix": list(self.layout.prefix)},
+            "n_examples": self.n_examples,
+            "n_documents": len(self._documents),
+            "n_rows": self.n_rows,
+            "label_names": names,
+            "files": files,
+        }
+        write_json(self._temporary / "meta.json", {**meta, "content_hash": table_hash(files, meta)})
+        self._temporary.rename(self.path)
+        sync_directory(self.path.parent)
+
+    def __enter__(self) -> "ExampleTableWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._open.close()
+        shutil.rmtree(self._temporary, ignore_errors=True)
+
+    def _check(self, example: Example) -> None:
+        has = "text" if example.token_ids is not None else "image" if example.geometry is not None else "neither"
+        if has != self.kind:
+            raise StoreError(
+                f"Example {self.n_examples} ({example.document}) is of kind {has!r} in a table of kind {self.kind!r}; "
+                f"a text example has token_ids, an image example a geometry."
+            )
+
+    def _write(self, name: str, values: Shaped[np.ndarray, "..."]) -> None:
+        self._files[name].write(values.astype(COLUMN_DTYPES[name.rpartition(".")[2]]).tobytes())
+
+    def _whole(self, name: str, values: Shaped[np.ndarray, "..."]) -> None:
+        self._files[name] = self._open.enter_context(open(self._temporary / name, "wb"))
+        self._write(name, values)
+        self._shapes[name] = values.shape
+
+    def _ragged(self, name: str, items: Sequence[bytes]) -> None:
+        self._whole(f"{name}_offsets.i64", offsets_of([len(item) for item in items]))
+        self._whole(f"{name}.u8", np.frombuffer(b"".join(items), dtype=np.uint8))
+
+    def _record(self, name: str) -> dict[str, object]:
+        file = self._files[name]
+        file.flush()
+        os.fsync(file.fileno())
+        n_items = file.tell() // COLUMN_DTYPES[name.rpartition(".")[2]].itemsize
+        return file_record(self._shapes.get(name, (n_items,)), hash_file(self._temporary / name))
+
+
+def _geometry_row(geometry: ImageGeometry) -> tuple[float, ...]:
+    return (geometry.width, geometry.height, *geometry.crop, *geometry.grid)

@@ -1,0 +1,223 @@
+"""ActivationStore: opens a finished store and reads its rows."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+
+from saekit.errors import HookPointError, StoreError, closest
+from saekit.files import hash_file, read_json, read_meta
+from saekit.store.examples import ExampleTable
+from saekit.store.format import (
+    KIND,
+    PLAN,
+    SCHEMA,
+    SHARDS,
+    map_rows,
+    offsets_of,
+    parts_by_shard,
+    rows_bytes,
+    runs_by_shard,
+    shard_name,
+)
+from saekit.store.shard import TORCH_DTYPES
+
+if TYPE_CHECKING:
+    from saekit.store.loader import ActivationLoader
+
+
+class ActivationStore:
+    """Activations at one or more hook points, memory-mapped, and the examples they come from.
+
+    Rows are numbered through all shards; every hook point has the same rows. May be shared between threads.
+    """
+
+    def __init__(self, path: str | Path, meta: dict[str, Any]) -> None:
+        self.path = Path(path)
+        self.meta = meta
+        self.hook_points: tuple[str, ...] = tuple(meta["hook_points"])
+        self.n_rows: int = meta["n_rows"]
+        self.n_examples: int = meta["n_examples"]
+        self.content_hash: str = meta["content_hash"]
+        self.dtype: torch.dtype = TORCH_DTYPES[meta["dtype"]]
+        self.first_rows: Int[np.ndarray, " n_shards_plus_1"] = offsets_of([shard["n_rows"] for shard in meta["shards"]])
+        """Number of the first row of each shard, and `n_rows`."""
+        self._maps: dict[str, list[Shaped[np.ndarray, "n_rows width"]]] = {}
+
+    @classmethod
+    def open(cls, path: str | Path, verify: bool = False) -> "ActivationStore":
+        """Open a store; `verify` also reads every byte and compares it with the checksums.
+
+        Raises `StoreError` when the extraction is unfinished, and for shards that are missing, of the wrong size or
+        (with `verify`) altered: it lists all of them with what was expected.
+        """
+        path = Path(path)
+        if not (path / "meta.json").exists() and (path / PLAN).exists():
+            n_done = len(list(path.glob(f"{SHARDS}/[0-9]*/manifest.json")))
+            raise StoreError(
+                f"{path} is an unfinished extraction ({n_done} whole shards). Run the `saekit extract` that began it "
+                f"again; it goes on from there."
+            )
+        meta = read_meta(path, KIND, SCHEMA, StoreError)
+        _check_shards(path, meta, verify)
+        if verify:
+            ExampleTable.open(path / "examples", verify=True)
+        return cls(path, meta)
+
+    @cached_property
+    def examples(self) -> ExampleTable:
+        """The examples that the rows come from."""
+        return ExampleTable.open(self.path / "examples")
+
+    @property
+    def row_example(self) -> Int[np.ndarray, " n_rows"]:
+        """Which example each row comes from, ascending."""
+        return self.examples.row_example
+
+    @property
+    def row_position(self) -> Int[np.ndarray, " n_rows"]:
+        """Position in the model's token sequence that each row comes from."""
+        return self.examples.row_position
+
+    def d_model(self, hook_point: str | None = None) -> int:
+        """Width of the rows at `hook_point`; None means the only one."""
+        width: int = self.meta["hook_points"][self.resolve(hook_point)]["width"]
+        return width
+
+    def resolve(self, hook_point: str | None) -> str:
+        """`hook_point` if the store has it, or the only one for None. Raises `StoreError` or `HookPointError`."""
+        if hook_point is None:
+            if len(self.hook_points) > 1:
+                names = ", ".join(self.hook_points)
+                raise StoreError(f"{self.path} holds several hook points ({names}); name one with --hook-point.")
+            return self.hook_points[0]
+        if hook_point not in self.hook_points:
+            raise HookPointError(
+                f"{self.path} has no hook point {hook_point!r}. It has: {closest(hook_point, self.hook_points, n=8)}."
+            )
+        return hook_point
+
+    def rows(self, start: int, stop: int, hook_point: str | None = None) -> Float[Tensor, "n width"]:
+        """Rows `start` to `stop` (clipped to the store, as in a slice) in the stored type, copied into memory."""
+        start, stop, _ = slice(start, stop).indices(self.n_rows)
+        point = self.resolve(hook_point)
+        maps = self.maps(point)
+        out = np.empty((max(0, stop - start), self.d_model(point)), dtype=maps[0].dtype)
+        filled = 0
+        for shard, first, end in parts_by_shard(start, stop, self.first_rows):
+            out[filled : filled + end - first] = maps[shard][first:end]
+            filled += end - first
+        return as_tensor(out, self.dtype)
+
+    def take(self, rows: Int[np.ndarray, " n"], hook_point: str | None = None) -> Float[Tensor, "n width"]:
+        """Any rows, in any order, in the stored type, copied into memory."""
+        point, order = self.resolve(hook_point), np.argsort(rows, kind="stable")
+        gathered = np.empty((len(rows), self.d_model(point)), dtype=self.maps(point)[0].dtype)
+        self.gather(rows[order], point, gathered)
+        out = np.empty_like(gathered)
+        out[order] = gathered
+        return as_tensor(out, self.dtype)
+
+    def gather(self, rows: Int[np.ndarray, " n"], hook_point: str, out: Shaped[np.ndarray, "n width"]) -> None:
+        """Copy ascending `rows` into `out` (storage type); releases the interpreter lock while copying."""
+        maps = self.maps(hook_point)
+        for shard, which, inside in runs_by_shard(rows, self.first_rows):
+            # mode="clip" is what lets take() write straight into `out`; the numbers are in range.
+            np.take(maps[shard], inside, axis=0, out=out[which], mode="clip")
+
+    def maps(self, hook_point: str) -> list[Shaped[np.ndarray, "n_rows width"]]:
+        """The memory maps of a hook point's shards; bf16 as uint16."""
+        if hook_point not in self._maps:
+            width, file = self.d_model(hook_point), self.meta["hook_points"][hook_point]["file"]
+            self._maps[hook_point] = [
+                map_rows(self.path / SHARDS / shard_name(i) / file, shard["n_rows"], width, self.meta["dtype"])
+                for i, shard in enumerate(self.meta["shards"])
+            ]
+        return self._maps[hook_point]
+
+    def batches(
+        self,
+        batch_size: int,
+        seed: int = 0,
+        hook_point: str | None = None,
+        n_tokens: int | None = None,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | None = None,
+        prefetch: int = 2,
+        rows: Int[np.ndarray, " n"] | None = None,
+    ) -> "ActivationLoader":
+        """Shuffled batches of all rows (or of those numbered in `rows`), without end or `n_tokens` rows in total."""
+        from saekit.store.loader import ActivationLoader
+
+        return ActivationLoader(
+            self,
+            batch_size,
+            seed=seed,
+            hook_point=self.resolve(hook_point),
+            n_tokens=n_tokens,
+            device=device,
+            dtype=dtype,
+            prefetch=prefetch,
+            rows=rows,
+        )
+
+    def moments(self, hook_point: str | None = None) -> tuple[Float[np.ndarray, " width"], float]:
+        """(mean row, mean squared distance of a row from it) over the whole store, in float64."""
+        described = self.meta["hook_points"][self.resolve(hook_point)]
+        mean = np.load(self.path / described["mean_file"], allow_pickle=False)
+        return mean, described["mean_squared_norm_about_mean"]
+
+    def provenance(self, hook_point: str | None = None) -> dict[str, Any]:
+        """What a checkpoint trained on these rows must remember: backbone, hook point, options, layout, store hash."""
+        extraction = self.meta["extraction"]
+        return {
+            "backbone": extraction.get("backbone"),
+            "hook_point": self.resolve(hook_point),
+            "options": extraction.get("options"),
+            "layout": extraction["layout"],
+            "store_hash": self.content_hash,
+        }
+
+    def __repr__(self) -> str:
+        widths = ", ".join(f"{point} [{self.n_rows} {self.d_model(point)}]" for point in self.hook_points)
+        return f"ActivationStore({str(self.path)!r}: {widths}, {self.meta['dtype']}, {self.n_examples} examples)"
+
+
+def as_tensor(values: Shaped[np.ndarray, "n width"], dtype: torch.dtype) -> Float[Tensor, "n width"]:
+    """A tensor over the same memory; uint16 becomes bf16."""
+    tensor = torch.from_numpy(values)
+    return tensor.view(dtype) if tensor.dtype != dtype else tensor
+
+
+def _check_shards(path: Path, meta: dict[str, Any], verify: bool) -> None:
+    problems: dict[str, list[str]] = {"Missing": [], "Wrong size": [], "Altered": []}
+    bad = set()
+    for i, shard in enumerate(meta["shards"]):
+        name, folder = shard_name(i), path / SHARDS / shard_name(i)
+        manifest = read_json(folder / "manifest.json") if verify and (folder / "manifest.json").exists() else None
+        for point, described in meta["hook_points"].items():
+            file, label = folder / described["file"], f"{name} {point}"
+            expected = rows_bytes(shard["n_rows"], described["width"], meta["dtype"])
+            found = file.stat().st_size if file.exists() else None
+            if found is None:
+                problems["Missing"].append(label)
+            elif found != expected:
+                problems["Wrong size"].append(f"{label} (expected {expected} bytes, found {found})")
+            elif manifest and (checksum := hash_file(file)) != (wanted := manifest["files"][point]["blake2b"]):
+                problems["Altered"].append(f"{label} (expected BLAKE2b {wanted}, found {checksum})")
+            else:
+                continue
+            bad.add(i)
+        if verify and manifest is None:
+            problems["Missing"].append(f"{name} manifest.json")
+            bad.add(i)
+    if bad:
+        listed = " ".join(f"{what}: {', '.join(items)}." for what, items in problems.items() if items)
+        raise StoreError(
+            f"{len(bad)} of {len(meta['shards'])} shards in {path} are unusable. {listed} "
+            f"Bring them from another copy (content hash {meta['content_hash']}), or delete {path} and extract again."
+        )

@@ -1,0 +1,231 @@
+"""StoreWriter: makes an ActivationStore shard by shard, and goes on after a kill where the last whole shard ended."""
+
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
+
+from saekit import __version__
+from saekit.errors import ConfigError, StoreError
+from saekit.files import atomic_write, hash_json, read_json, read_meta, write_json
+from saekit.store.background import BackgroundTasks
+from saekit.store.example_writer import ExampleTableWriter
+from saekit.store.examples import Example, ExampleTable, TokenLayout
+from saekit.store.format import KIND, PLAN, SCHEMA, SEGMENT, SHARDS, hook_file, shard_name, storage_dtype
+from saekit.store.moments import Moments, merge_moments, norm_report
+from saekit.store.shard import ShardWriter
+
+N_WAITING = 8
+
+
+class StoreWriter:
+    """Writes a store; use it as a context manager. Whole shards survive whatever ends the process.
+
+    `hook_points` maps each name to its width, `dtype` is "bf16", "fp16" or "fp32", and `plan` is JSON: everything the
+    bytes depend on (backbone, options, source ...). A directory begun with another plan is refused with the fields
+    that differ. `is_complete` tells that the directory already holds the finished store of this plan.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        hook_points: Mapping[str, int],
+        dtype: str,
+        layout: TokenLayout,
+        plan: Mapping[str, Any],
+    ) -> None:
+        storage_dtype(dtype)
+        if not hook_points:
+            raise ConfigError("No hook point given; name at least one, e.g. --hook-points layers.6")
+        self.path = Path(path)
+        self.hook_points, self.dtype, self.layout = dict(hook_points), dtype, layout
+        self._plan = {
+            "hook_points": self.hook_points,
+            "dtype": dtype,
+            "layout": {"content": layout.content, "prefix": list(layout.prefix)},
+            **plan,
+        }
+        self._shards = self.path / SHARDS
+        self._shard: ShardWriter | None = None
+        self._lock = _lock(self.path)
+        try:
+            self._begin()
+        except BaseException:
+            os.close(self._lock)
+            raise
+        self._tasks = BackgroundTasks(N_WAITING)
+
+    def _begin(self) -> None:
+        self.is_complete = (self.path / "meta.json").exists()
+        if self.is_complete:
+            _compare(read_meta(self.path, KIND, SCHEMA, StoreError)["extraction"], self._plan, self.path)
+        elif (self.path / PLAN).exists():
+            _compare(read_json(self.path / PLAN), self._plan, self.path)
+        elif others := [name for name in os.listdir(self.path) if not name.startswith(f".{PLAN}")]:
+            raise StoreError(
+                f"{self.path} holds other files ({', '.join(sorted(others)[:3])}); give --out a new or empty directory."
+            )
+        else:
+            write_json(self.path / PLAN, self._plan)
+        self.n_done = 0
+        while (self._shards / shard_name(self.n_done) / "manifest.json").exists():
+            self.n_done += 1
+
+    def state(self, shard: int) -> dict[str, Any]:
+        """What `commit` was given for a shard that is done; it lasts until the store is finished."""
+        state: dict[str, Any] = read_json(self._shards / shard_name(shard) / SEGMENT / "state.json")
+        return state
+
+    def manifest(self, shard: int) -> dict[str, Any]:
+        """Counts, sizes and checksums of a shard that is done."""
+        manifest: dict[str, Any] = read_json(self._shards / shard_name(shard) / "manifest.json")
+        return manifest
+
+    def begin_shard(self) -> ShardWriter:
+        """The writer of the shard after the last; commit it before beginning another."""
+        self._shard = ShardWriter(self._shards, self.n_done, self._tasks, self.hook_points, self.dtype, self.layout)
+        self.n_done += 1
+        return self._shard
+
+    def write_shard(
+        self,
+        examples: Sequence[Example],
+        rows: Mapping[str, Float[Tensor, "n_rows _"]],
+        state: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write a whole shard at once: the kept tokens of `examples`, in order, are the rows of every hook point."""
+        shard = self.begin_shard()
+        shard.append(examples)
+        shard.put(rows, np.arange(shard.n_rows))
+        shard.commit(state or {})
+
+    def finish(self, *, skipped: Mapping[str, Any] | None = None, vocabulary: Sequence[bytes] | None = None) -> None:
+        """Join what the shards know into the store's `examples/`, `moments/` and, last, `meta.json`."""
+        self._tasks.drain()
+        self._shard = None
+        folders = [self._shards / shard_name(shard) for shard in range(self.n_done)]
+        if not self.is_complete:
+            if not (self.path / "examples" / "meta.json").exists():
+                self._join_examples(folders, vocabulary)
+            table = ExampleTable.open(self.path / "examples")
+            manifests = [self.manifest(shard) for shard in range(self.n_done)]
+            meta: dict[str, Any] = {
+                "kind": KIND,
+                "schema": SCHEMA,
+                "saekit": __version__,
+                "dtype": self.dtype,
+                "hook_points": {point: self._describe(point, folders, table) for point in self.hook_points},
+                "n_rows": table.n_rows,
+                "n_examples": len(table),
+                "n_documents": len(table.documents),
+                "shards": [{key: manifest[key] for key in ("n_rows", "n_examples")} for manifest in manifests],
+                "extraction": self._plan,
+                "skipped": dict(skipped or {"count": 0, "reasons": {}, "first": []}),
+            }
+            data = {"manifests": manifests, "examples": table.content_hash, "dtype": self.dtype}
+            write_json(self.path / "meta.json", {**meta, "content_hash": hash_json(data)})
+            self.is_complete = True
+        for folder in folders:
+            shutil.rmtree(folder / SEGMENT, ignore_errors=True)
+        (self.path / PLAN).unlink(missing_ok=True)
+
+    def abandon(self) -> None:
+        """Remove what was begun, when not one shard came of it."""
+        self._tasks.drain()
+        if self.n_done == 0:
+            shutil.rmtree(self._shards, ignore_errors=True)
+            (self.path / PLAN).unlink(missing_ok=True)
+            self.path.rmdir()
+
+    def __enter__(self) -> "StoreWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._tasks.__exit__(kind, error, at)
+        if self._shard is not None and kind is not None:
+            self._shard.discard()
+        os.close(self._lock)
+
+    def _join_examples(self, folders: Sequence[Path], vocabulary: Sequence[bytes] | None) -> None:
+        kind = "image" if self.layout.content == "patch" else "text"
+        with ExampleTableWriter(self.path / "examples", kind=kind, layout=self.layout) as writer:
+            for folder in folders:
+                table = ExampleTable.open(folder / SEGMENT / "examples")
+                writer.append(table[i] for i in range(len(table)))
+            writer.finish(vocabulary)
+
+    def _describe(self, point: str, folders: Sequence[Path], table: ExampleTable) -> dict[str, Any]:
+        parts, norms = [], []
+        for shard, folder in enumerate(folders):
+            mean = np.load(folder / SEGMENT / hook_file(point, "mean.npy"), allow_pickle=False)
+            parts.append(Moments(self.manifest(shard)["n_rows"], mean, self.state(shard)["squared"][point]))
+            norms.append(np.load(folder / SEGMENT / hook_file(point, "norms.npy"), allow_pickle=False))
+        moments = merge_moments(parts)
+        mean_file = f"moments/{hook_file(point, 'mean.npy')}"
+        with atomic_write(self.path / mean_file) as file:
+            np.save(file, moments.mean, allow_pickle=False)
+        return {
+            "width": self.hook_points[point],
+            "file": hook_file(point),
+            "mean_file": mean_file,
+            "mean_squared_norm_about_mean": moments.mean_squared_norm_about_mean,
+            "norms": norm_report(np.concatenate(norms), table.row_example, table.row_position),
+        }
+
+
+@contextmanager
+def full_disk_explained(path: Path) -> Iterator[None]:
+    """Turn "no space left on device" into a `StoreError` that says what is safe and what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        n_done = len(list(path.glob(f"{SHARDS}/[0-9]*/manifest.json")))
+        raise StoreError(
+            f"The disk that holds {path} is full. Its {n_done} finished shards are whole: make room and run the same "
+            f"command again, and it goes on from there."
+        ) from None
+
+
+def _lock(path: Path) -> int:
+    path.mkdir(parents=True, exist_ok=True)
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        raise StoreError(f"Another process is writing {path}; wait for it or give another --out.") from None
+    return handle
+
+
+def _compare(found: Mapping[str, Any], wanted: Mapping[str, Any], path: Path) -> None:
+    old, new = dict(_leaves("", found)), dict(_leaves("", wanted))
+    differ = [
+        f"{name}: {old.get(name, 'absent')!r} there, {new.get(name, 'absent')!r} now"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name)
+    ]
+    if differ:
+        raise StoreError(
+            f"{path} was begun with other settings ({'; '.join(differ)}). Use those again, give another --out, or "
+            f"delete the directory."
+        )
+
+
+def _leaves(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if not isinstance(value, Mapping):
+        yield prefix, list(value) if isinstance(value, tuple) else value
+        return
+    for key, item in value.items():
+        yield from _leaves(f"{prefix}.{key}" if prefix else str(key), item)
