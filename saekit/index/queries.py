@@ -1,0 +1,124 @@
+"""What a feature's page shows: examples, histogram, co-activation. NumPy only."""
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from saekit.errors import ConfigError
+from saekit.index.firings import Firings
+from saekit.index.format import ranges
+from saekit.index.results import Activations, Coactivation, FeatureExample
+
+if TYPE_CHECKING:
+    from saekit.index.reader import FeatureIndex
+
+MAX_COACTIVATION_ROWS = 20_000
+"""Rows of a feature that `coactivating` looks at; the standard error of a share it gives is then below 0.004."""
+
+
+def top_examples(index: "FeatureIndex", firings: Firings, n: int) -> list[FeatureExample]:
+    """The documents with the highest peaks, highest first."""
+    return _as_examples(index, firings, firings.peaks[:n])
+
+
+def random_examples(index: "FeatureIndex", firings: Firings, n: int, seed: int) -> list[FeatureExample]:
+    """Documents drawn uniformly from those with any activation, at their peaks, in random order."""
+    generator = np.random.default_rng(seed)
+    peaks = np.sort(firings.peaks)
+    chosen = generator.choice(peaks, size=min(n, len(peaks)), replace=False) if len(peaks) else peaks
+    return _as_examples(index, firings, chosen)
+
+
+def quantile_examples(index: "FeatureIndex", firings: Firings, n_bands: int, per_band: int) -> list[FeatureExample]:
+    """Examples of `n_bands` bands, highest band first; see `FeatureIndex.quantile_examples`."""
+    if n_bands < 1 or per_band < 1:
+        raise ConfigError(f"n_bands={n_bands} and per_band={per_band} must be at least 1.")
+    if not len(firings.rows):
+        return []
+    edges = np.quantile(firings.sorted_values, np.arange(1, n_bands) / n_bands)
+    band_of = np.searchsorted(edges, firings.values, side="right")
+    used = np.zeros(0, dtype=firings.documents.dtype)
+    chosen: list[Int[np.ndarray, " n"]] = []
+    by_value = np.sort(firings.peaks)
+    for band in range(n_bands):
+        peaks = by_value[band_of[by_value] == band]
+        chosen.append(_evenly(peaks[np.argsort(firings.values[peaks], kind="stable")], per_band))
+        used = np.append(used, firings.documents[chosen[-1]])
+    for band in range(n_bands):
+        n_wanted = per_band - len(chosen[band])
+        if n_wanted == 0:
+            continue
+        others = np.flatnonzero((band_of == band) & ~np.isin(firings.documents, used))
+        others = firings.strongest_per_document(others)
+        extra = _evenly(others[np.argsort(firings.values[others], kind="stable")], n_wanted)
+        used = np.append(used, firings.documents[extra])
+        together = np.concatenate([chosen[band], extra])
+        chosen[band] = together[np.argsort(firings.values[together], kind="stable")]
+    return [
+        replace(example, band=band)
+        for band in reversed(range(n_bands))
+        for example in _as_examples(index, firings, chosen[band][::-1])
+    ]
+
+
+def histogram(firings: Firings, n_bins: int) -> tuple[Float[np.ndarray, " n_edges"], Int[np.ndarray, " n_bins"]]:
+    """Counts of active values in equal-width bins between 0 and the most extreme value."""
+    if n_bins < 1:
+        raise ConfigError(f"n_bins={n_bins} must be at least 1.")
+    ordered = firings.sorted_values
+    low, high = (min(0.0, float(ordered[0])), max(0.0, float(ordered[-1]))) if len(ordered) else (0.0, 1.0)
+    edges = np.linspace(low, high, n_bins + 1)
+    # The values are sorted already, so counting is n_bins binary searches; the last bin includes its right edge.
+    at = np.searchsorted(ordered, edges[1:-1], side="left")
+    return edges, np.diff(np.concatenate([[0], at, [len(ordered)]]))
+
+
+def coactivating(index: "FeatureIndex", activations: Activations, feature: int, n: int) -> Coactivation:
+    """Jaccard index and conditional shares of the features that fire on the same rows."""
+    n_active = len(activations.rows)
+    rows = _evenly(activations.rows.astype(np.int64), MAX_COACTIVATION_ROWS)
+    offsets = index.array("by_row/offsets")
+    starts = offsets[rows]
+    together = index.array("by_row/features")[ranges(starts, offsets[rows + 1] - starts)]
+    n_both = np.bincount(together, minlength=index.d_sae)
+    n_both[feature] = 0
+    found = np.flatnonzero(n_both)
+    share = n_both[found] / max(len(rows), 1)
+    estimated = share * n_active
+    n_other = index.stats["n_active"][found]
+    # A sample can put the estimate of "both" above what the other feature has in all.
+    estimated = np.minimum(estimated, n_other)
+    jaccard = estimated / (n_active + n_other - estimated)
+    order = np.lexsort((found, -jaccard))[:n]
+    return Coactivation(found[order], jaccard[order], share[order], (estimated / n_other)[order], len(rows))
+
+
+def _as_examples(index: "FeatureIndex", firings: Firings, chosen: Int[np.ndarray, " n"]) -> list[FeatureExample]:
+    rows = firings.rows[chosen].astype(np.int64)
+    examples = index.row_example[rows]
+    offsets = index.examples.row_offsets
+    first = np.searchsorted(firings.rows, offsets[examples].astype(np.uint32))
+    last = np.searchsorted(firings.rows, offsets[examples + 1].astype(np.uint32))
+    at_most = np.searchsorted(firings.sorted_values, firings.values[chosen], side="right")
+    return [
+        FeatureExample(
+            example=int(examples[i]),
+            document=int(firings.documents[at]),
+            row=int(rows[i]),
+            position=int(index.row_position[rows[i]]),
+            value=float(firings.values[at]),
+            quantile=float(at_most[i] / len(firings.rows)),
+            positions=index.row_position[firings.rows[first[i] : last[i]]],
+            values=firings.values[first[i] : last[i]],
+        )
+        for i, at in enumerate(chosen)
+    ]
+
+
+def _evenly(items: Int[np.ndarray, " n_items"], n: int) -> Int[np.ndarray, " n_kept"]:
+    """At most `n` of `items`, evenly spaced, both ends included."""
+    if len(items) <= n:
+        return items
+    return items[np.linspace(0, len(items) - 1, n).round().astype(np.int64)]
