@@ -16,8 +16,9 @@ ORDER = [
     ["files"],
     ["metrics", "kernels"],
     ["hooks", "inputs", "store", "autoencoders"],
-    ["backbones", "training", "index", "interop", "evaluation"],
+    ["backbones", "training", "index", "interop"],
     ["intervene"],
+    ["evaluation"],
     ["jobs"],
     ["cli"],
 ]

@@ -133,7 +133,10 @@ def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
     hits = 0
     for trial in range(200):
         below = generator.uniform(1, 3, 60)
-        low, high = bootstrap_ratio(below * generator.normal(0.5, 0.2, 60), below, n_replicates=300, seed=trial) or (1, 0)
+        low, high = bootstrap_ratio(below * generator.normal(0.5, 0.2, 60), below, n_replicates=300, seed=trial) or (
+            1,
+            0,
+        )
         hits += low <= 0.5 <= high
     assert 0.89 <= hits / 200 <= 0.99
 
@@ -198,7 +201,9 @@ class Bigrams:
 
     def __init__(self) -> None:
         generator = torch.Generator().manual_seed(0)
-        self.tables = {name: 2 * torch.randn(VOCABULARY, VOCABULARY, generator=generator) for name in ("clean", "worse")}
+        self.tables = {
+            name: 2 * torch.randn(VOCABULARY, VOCABULARY, generator=generator) for name in ("clean", "worse")
+        }
         self.active = "clean"
 
     def logits(self, examples: Sequence[Example]) -> Tensor:

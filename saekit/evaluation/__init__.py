@@ -1,8 +1,9 @@
 """Numbers about a checkpoint: reconstruction, faithfulness to the backbone, and the baselines they stand beside."""
 
-from saekit.evaluation.baselines import Baseline, identity, mean_ablation, pca, random_dictionary
+from saekit.evaluation.baselines import Baseline, identity, mean_ablation, pca, random_dictionary, zero_ablation
 from saekit.evaluation.faithfulness import (
     NextToken,
+    class_change,
     knn_accuracy,
     next_token_losses,
     recovered_representation,
@@ -11,15 +12,19 @@ from saekit.evaluation.faithfulness import (
 from saekit.evaluation.intervals import Interval, bootstrap_ratio
 from saekit.evaluation.latents import CountingReconstruction, LatentUse
 from saekit.evaluation.reconstruction import Reconstruction, measure_reconstruction
+from saekit.evaluation.result import Evaluation, Method
 
 __all__ = [
     "Baseline",
     "CountingReconstruction",
+    "Evaluation",
     "Interval",
     "LatentUse",
+    "Method",
     "NextToken",
     "Reconstruction",
     "bootstrap_ratio",
+    "class_change",
     "identity",
     "knn_accuracy",
     "mean_ablation",
@@ -29,4 +34,5 @@ __all__ = [
     "random_dictionary",
     "recovered_representation",
     "representations",
+    "zero_ablation",
 ]

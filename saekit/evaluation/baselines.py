@@ -33,6 +33,11 @@ def mean_ablation(mean: Float[Tensor, " d_in"]) -> Baseline:
     return Baseline(name="mean", k=0, reconstruct=lambda x: mean.to(x).expand_as(x))
 
 
+def zero_ablation() -> Baseline:
+    """Zeros for every row. Far from the mean it is a weaker opponent than `mean_ablation`."""
+    return Baseline(name="zero", k=0, reconstruct=torch.zeros_like)
+
+
 def pca(mean: Float[Tensor, " d_in"], covariance: Float[Tensor, "d_in d_in"], k: int) -> Baseline:
     """Projection on the `k` directions of most variance: the best any `k` fixed directions can do for the FVU.
 

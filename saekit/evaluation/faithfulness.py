@@ -61,9 +61,7 @@ class NextToken:
             ce_ablated=self.mean_cross_entropy(ablated),
         )
 
-    def recovered_interval(
-        self, name: str, ablated: str, *, n_bootstrap: int = 1000, seed: int = 0
-    ) -> Interval | None:
+    def recovered_interval(self, name: str, ablated: str, *, n_bootstrap: int = 1000, seed: int = 0) -> Interval | None:
         """95 % bootstrap interval of `recovered` over documents."""
         _, which = np.unique(self.documents, return_inverse=True)
         clean, changed, worst = (
@@ -130,7 +128,7 @@ def representations(
     batches: Iterable[Sequence[Example]],
     interventions: Mapping[str, Intervention],
 ) -> dict[str, Float[Tensor, "example width"]]:
-    """One vector per example from `represent` (e.g. the final layer's mean token), clean and under each intervention."""
+    """One vector per example from `represent`, e.g. the final layer's mean token: clean and under each intervention."""
     found: dict[str, list[Tensor]] = {name: [] for name in (CLEAN, *interventions)}
     for examples in batches:
         found[CLEAN].append(represent(examples).float().cpu())
@@ -150,6 +148,13 @@ def recovered_representation(
     """1 - sum |changed - clean|^2 / sum |ablated - clean|^2: 1 when nothing changed, 0 when as bad as the ablation."""
     worst = (ablated.double() - clean.double()).square().sum()
     return float(1 - (changed.double() - clean.double()).square().sum() / worst) if worst else math.nan
+
+
+def class_change(clean: Float[Tensor, "example class"], changed: Float[Tensor, "example class"]) -> tuple[float, float]:
+    """Of a classifier's logits: mean KL(clean || changed) in nats, and share of examples whose top class stays."""
+    log_p, log_q = clean.double().log_softmax(-1), changed.double().log_softmax(-1)
+    kl = float((log_p.exp() * (log_p - log_q)).sum(-1).mean())
+    return max(kl, 0.0), float((clean.argmax(-1) == changed.argmax(-1)).double().mean())
 
 
 def knn_accuracy(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from saekit.autoencoders import Autoencoder, SparseAutoencoder, SparseLatents
 from saekit.errors import InputError
-from saekit.metrics import accumulator_dtype
+from saekit.metrics import FiringMeter, accumulator_dtype
 
 # Above this share of active latents one dense product is cheaper than gathering their decoder rows.
 _DENSE_ABOVE = 1 / 16
@@ -42,9 +42,8 @@ class CountingReconstruction:
 
     def __init__(self, sae: Autoencoder) -> None:
         self.sae = sae
-        self.n_rows = 0
-        self._n_fired: Tensor | None = None
-        self._absolute_sum: Tensor | None = None
+        self._fired: FiringMeter | None = None
+        self._absolute_sum = 0.0
 
     @torch.no_grad()
     def __call__(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_in"]:
@@ -59,21 +58,20 @@ class CountingReconstruction:
         return sae.decode(latents)
 
     def _count(self, latents: Tensor, values: Tensor, n_rows: int, n_latents: int) -> None:
-        fired = torch.bincount(latents, minlength=n_latents)
-        total = values.abs().sum(dtype=accumulator_dtype(values.device))
-        self._n_fired = fired if self._n_fired is None else self._n_fired + fired
-        self._absolute_sum = total if self._absolute_sum is None else self._absolute_sum + total
-        self.n_rows += n_rows
+        if self._fired is None:
+            self._fired = FiringMeter(n_latents, latents.device)
+        self._fired.update_sparse(latents, n_rows)
+        self._absolute_sum += values.abs().sum(dtype=accumulator_dtype(values.device)).item()
 
     def use(self) -> LatentUse:
         """What was counted so far. Raises `InputError` before any row."""
-        if self._n_fired is None or self._absolute_sum is None or self.n_rows == 0:
+        if self._fired is None or self._fired.n_rows == 0:
             raise InputError("No rows were reconstructed; there is nothing to say about the latents.")
-        density = self._n_fired.cpu().numpy() / self.n_rows
+        density = self._fired.density().cpu().numpy()
         return LatentUse(
             n_latents=len(density),
             l0=float(density.sum()),
-            l1=float(self._absolute_sum) / self.n_rows,
+            l1=self._absolute_sum / self._fired.n_rows,
             silent_share=float((density == 0).mean()),
             dead_share=_dead_share(self.sae),
             dense_share=float((density > 0.1).mean()),

@@ -94,9 +94,9 @@ def measure_reconstruction(
     fvu = _ratio(float(total["error"]), squared_deviation_total)
     _, which = np.unique(np.concatenate(documents), return_inverse=True)
     error_of = np.bincount(which, weights=torch.cat(errors).double().cpu().numpy())
-    deviation_of = np.bincount(which, weights=torch.cat(deviations).double().cpu().numpy())
     # The shift of the mean, spread over documents in proportion: their sum is then the denominator of the fvu itself.
-    deviation_of *= _ratio(squared_deviation_total, float(total["deviation"]))
+    proportion = _ratio(squared_deviation_total, float(total["deviation"]))
+    deviation_of = np.bincount(which, weights=torch.cat(deviations).double().cpu().numpy() * proportion)
     return Reconstruction(
         n_tokens=n,
         n_documents=len(error_of),

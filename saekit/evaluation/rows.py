@@ -40,7 +40,7 @@ def random_examples(examples: Examples, n: int, seed: int) -> Examples:
 
 
 def random_documents(store: ActivationStore, examples: Examples, n_rows: int, seed: int) -> Examples:
-    """All of `examples` from random documents until these have `n_rows` rows, ascending: whole documents, for intervals."""
+    """Ascending: those of `examples` that belong to random documents, drawn whole until they have `n_rows` rows."""
     table = store.examples
     document_of = np.asarray(table.document_of)[examples]
     counts = np.diff(table.row_offsets)[examples]
@@ -95,7 +95,7 @@ def mean_and_covariance(
     device: torch.device | str = "cpu",
 ) -> tuple[Float[Tensor, " d_in"], Float[Tensor, "d_in d_in"]]:
     """Mean and covariance of the rows of `examples`, float64 on the CPU."""
-    centre = store.moments(hook_point)[0].to(device=device, dtype=torch.float32)
+    centre = torch.from_numpy(store.moments(hook_point)[0]).to(device=device, dtype=torch.float32)
     d_in, n = len(centre), 0
     total = torch.zeros(d_in, dtype=torch.float64)
     products = torch.zeros(d_in, d_in, dtype=torch.float64)
