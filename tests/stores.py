@@ -33,7 +33,8 @@ def make_tiny_store(
 ) -> ActivationStore:
     """A store of `n_examples` texts (windows of 6 to 20 tokens, two windows of a document) or images (4 x 5 patches).
 
-    `rows` [n_rows d] replaces the random activations of the first hook point (one row for each kept token). Every seventh example has no label.
+    `rows` [n_rows d] replaces the random activations of the first hook point (one row for each kept token). Every
+    seventh example has no label.
     """
     random = np.random.default_rng(seed)
     make = _text_example if kind == "text" else _image_example

@@ -1,9 +1,12 @@
-"""One thread that does tasks in order behind a bounded queue: disk work beside the model's."""
+"""Disk work beside the model's: tasks done in a thread, and items made ahead in a thread."""
 
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from types import TracebackType
+from typing import Any, TypeVar
+
+Item = TypeVar("Item")
 
 
 class BackgroundTasks:
@@ -51,3 +54,47 @@ class BackgroundTasks:
             finally:
                 self._queue.task_done()
         self._queue.task_done()
+
+
+def read_ahead(items: Generator[Item, None, None], n_waiting: int) -> Generator[Item, None, None]:
+    """The items of a generator that runs in a thread, at most `n_waiting` (and the one in its hands) ahead.
+
+    Its errors are raised here. Closing this generator, or dropping it, ends the thread and closes `items`.
+    """
+    out: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=n_waiting)
+    stop = threading.Event()
+    thread = threading.Thread(target=_fill, args=(items, out, stop), name="saekit-ahead", daemon=True)
+    thread.start()
+    try:
+        while True:
+            what, value = out.get()
+            if what == "end":
+                return
+            if what == "error":
+                raise value
+            yield value
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _fill(items: Generator[Item, None, None], out: "queue.Queue[tuple[str, Any]]", stop: threading.Event) -> None:
+    try:
+        for item in items:
+            if not _put(out, ("item", item), stop):
+                return
+        _put(out, ("end", None), stop)
+    except BaseException as error:
+        _put(out, ("error", error), stop)
+    finally:
+        items.close()
+
+
+def _put(out: "queue.Queue[tuple[str, Any]]", item: tuple[str, Any], stop: threading.Event) -> bool:
+    while not stop.is_set():
+        try:
+            out.put(item, timeout=0.05)
+        except queue.Full:
+            continue
+        return True
+    return False

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
+from typing import BinaryIO
 
 import numpy as np
 from jaxtyping import Shaped
@@ -43,7 +44,7 @@ class ExampleTableWriter:
         is_text = kind == "text"
         large = [name for name in LARGE if (name != "thumbnails.u8" if is_text else name != "tokens.i32")]
         self._open = ExitStack()
-        self._files = {name: self._open.enter_context(open(self._temporary / name, "wb")) for name in large}
+        self._files = {name: self._create(name) for name in large}
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._documents: dict[str, int] = {}
         self._labels: dict[str, int] = {}
@@ -129,11 +130,14 @@ class ExampleTableWriter:
                 f"a text example has token_ids, an image example a geometry."
             )
 
+    def _create(self, name: str) -> BinaryIO:
+        return self._open.enter_context(open(self._temporary / name, "wb"))
+
     def _write(self, name: str, values: Shaped[np.ndarray, "..."]) -> None:
         self._files[name].write(values.astype(COLUMN_DTYPES[name.rpartition(".")[2]]).tobytes())
 
     def _whole(self, name: str, values: Shaped[np.ndarray, "..."]) -> None:
-        self._files[name] = self._open.enter_context(open(self._temporary / name, "wb"))
+        self._files[name] = self._create(name)
         self._write(name, values)
         self._shapes[name] = values.shape
 

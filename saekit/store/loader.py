@@ -1,9 +1,6 @@
 """ActivationLoader: shuffled batches of a store's rows, read ahead in a thread, that resumes where it stopped."""
 
-import queue
-import threading
-import weakref
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -14,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from saekit.errors import ConfigError, StoreError
+from saekit.store.background import read_ahead
 from saekit.store.format import shard_name
 from saekit.store.shuffle import Permutation
 
@@ -34,7 +32,7 @@ class ActivationLoader(Iterator[Tensor]):
 
     Batches are in the stored type unless `dtype` is given; with a CUDA `device` they are copied from pinned memory
     without waiting. Raises `StoreError` for a NaN or an infinity, naming the shard and row. Close it, or use it as a
-    context manager, to end its thread.
+    context manager, to end its thread; the next batch starts another.
     """
 
     def __init__(
@@ -57,16 +55,12 @@ class ActivationLoader(Iterator[Tensor]):
         self.store, self.batch_size, self.seed, self.n_tokens = store, batch_size, seed, n_tokens
         self.hook_point = store.resolve(hook_point)
         self.device, self.dtype, self.prefetch = torch.device(device), dtype, prefetch
-        self.width = store.d_model(self.hook_point)
-        self._subset = rows
         self.n_rows = store.n_rows if rows is None else len(rows)
         """Rows of an epoch."""
         self.n_seen = 0
         """Rows handed out so far, over all epochs: the cursor."""
-        self._stop = threading.Event()
-        self._queue: queue.Queue[Tensor | BaseException] = queue.Queue()
-        self._thread: threading.Thread | None = None
-        self._finalizer = weakref.finalize(self, self._stop.set)
+        self._subset = rows
+        self._ahead: Generator[Tensor, None, None] | None = None
 
     @property
     def epoch(self) -> int:
@@ -74,15 +68,15 @@ class ActivationLoader(Iterator[Tensor]):
         return self.n_seen // self.n_rows
 
     def __next__(self) -> Float[Tensor, "batch width"]:
-        if self.n_tokens is not None and self.n_seen >= self.n_tokens:
-            self.close()
-            raise StopIteration
-        if self._thread is None:
-            self._start()
-        batch = self._queue.get()
-        if isinstance(batch, BaseException):
-            self.close()
-            raise batch
+        if self._ahead is None:
+            # The thread holds no reference to the loader, so that one dropped without close() ends its thread too.
+            batches = _Source(self).batches(self.n_seen, self.n_tokens)
+            self._ahead = read_ahead(batches, self.prefetch)
+        try:
+            batch = next(self._ahead)
+        except BaseException:
+            self._ahead = None
+            raise
         self.n_seen += len(batch)
         return batch.to(self.device, self.dtype, non_blocking=True)
 
@@ -93,23 +87,22 @@ class ActivationLoader(Iterator[Tensor]):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state` was taken. Raises `StoreError` when it is of another store, hook point, seed or rows."""
         wrong = [
-            f"{key}: {state.get(key)!r} there, {own!r} here"
+            f"{key}: {state.get(key)!r} in the state, {own!r} here"
             for key, own in self._identity().items()
             if state.get(key) != own
         ]
         if wrong:
             raise StoreError(
-                f"The loader's state does not belong to {self.store.path} as it is read now ({'; '.join(wrong)})."
+                f"This state belongs to another reading than this of {self.store.path} ({'; '.join(wrong)})."
             )
         self.close()
         self.n_seen = int(state["n_seen"])
 
     def close(self) -> None:
-        """End the thread; the next batch starts another."""
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        """End the thread and wait for it."""
+        if self._ahead is not None:
+            self._ahead.close()
+            self._ahead = None
 
     def __enter__(self) -> "ActivationLoader":
         return self
@@ -125,77 +118,60 @@ class ActivationLoader(Iterator[Tensor]):
             "n_rows": self.n_rows,
         }
 
-    def _start(self) -> None:
-        # The thread holds no reference to the loader: one that is dropped without close() still ends its thread.
-        self._stop = threading.Event()
-        self._finalizer.detach()
-        self._finalizer = weakref.finalize(self, self._stop.set)
-        self._queue = queue.Queue(maxsize=self.prefetch)
-        plan = _Plan(self)
-        self._thread = threading.Thread(
-            target=plan.run, args=(self._queue, self._stop), name="saekit-loader", daemon=True
-        )
-        self._thread.start()
 
-
-class _Plan:
-    """What the thread needs to know, and its work."""
+class _Source:
+    """Makes the batches, in the loader's thread."""
 
     def __init__(self, loader: ActivationLoader) -> None:
-        self.store, self.hook_point, self.width = loader.store, loader.hook_point, loader.width
-        self.batch_size, self.seed, self.n_rows = loader.batch_size, loader.seed, loader.n_rows
-        self.subset, self.start, self.stop_at = loader._subset, loader.n_seen, loader.n_tokens
+        self.store, self.hook_point, self.seed = loader.store, loader.hook_point, loader.seed
+        self.batch_size, self.n_rows, self.subset = loader.batch_size, loader.n_rows, loader._subset
         self.pin = loader.device.type == "cuda"
-        self.type = loader.store.maps(loader.hook_point)[0].dtype
-        row_bytes = self.width * self.type.itemsize
-        self.n_block_batches = max(1, BLOCK_BYTES // (row_bytes * self.batch_size))
+        width, dtype = self.store.d_model(self.hook_point), self.store.maps(self.hook_point)[0].dtype
+        n_batches = max(1, BLOCK_BYTES // (width * dtype.itemsize * self.batch_size))
+        self.block = np.empty((n_batches * self.batch_size, width), dtype=dtype)
 
-    def run(self, out: "queue.Queue[Tensor | BaseException]", stop: threading.Event) -> None:
-        try:
-            with ThreadPoolExecutor(N_READERS, thread_name_prefix="saekit-reader") as readers:
-                for batch in self._batches(readers):
-                    if not _put(out, batch, stop):
-                        return
-        except BaseException as error:
-            _put(out, error, stop)
+    def batches(self, start: int, stop: int | None) -> Generator[Tensor, None, None]:
+        """Batches of the endless shuffled order from place `start` on, up to `stop`."""
+        with ThreadPoolExecutor(N_READERS, thread_name_prefix="saekit-reader") as readers:
+            while stop is None or start < stop:
+                end = start + len(self.block) if stop is None else min(start + len(self.block), stop)
+                rows = self._rows(start, end)
+                places = self._fetch(rows, readers)
+                for first in range(0, len(rows), self.batch_size):
+                    which = slice(first, min(first + self.batch_size, len(rows)))
+                    batch = self._pick(places[which])
+                    self._check(batch, rows[which])
+                    yield batch
+                start = end
 
-    def _batches(self, readers: ThreadPoolExecutor) -> Iterator[Tensor]:
-        scratch = np.empty((self.n_block_batches * self.batch_size, self.width), dtype=self.type)
-        seen = self.start
-        while self.stop_at is None or seen < self.stop_at:
-            end = seen + len(scratch) if self.stop_at is None else min(seen + len(scratch), self.stop_at)
-            rows = self._rows(seen, end)
-            order = np.argsort(rows)
-            borders = np.linspace(0, len(rows), N_READERS + 1).astype(int)
-            parts = [slice(borders[i], borders[i + 1]) for i in range(N_READERS)]
-            ordered = rows[order]
-            list(readers.map(lambda p: self.store.gather(ordered[p], self.hook_point, scratch[p]), parts))  # noqa: B023
-            place = np.empty(len(rows), dtype=np.int64)
-            place[order] = np.arange(len(rows))
-            block, places = self._tensor(scratch), torch.from_numpy(place)
-            for first in range(0, len(rows), self.batch_size):
-                last = min(first + self.batch_size, len(rows))
-                batch = torch.empty((last - first, self.width), dtype=block.dtype, pin_memory=self.pin)
-                torch.index_select(block, 0, places[first:last], out=batch)
-                self._check(batch, rows[first:last])
-                yield batch
-            seen = end
-
-    def _rows(self, seen: int, end: int) -> Int[np.ndarray, " n"]:
-        """The row numbers at places `seen` to `end` of the endless shuffled order."""
+    def _rows(self, start: int, end: int) -> Int[np.ndarray, " n"]:
+        """The row numbers at places `start` to `end` of the endless shuffled order."""
         parts = []
-        while seen < end:
-            epoch, position = divmod(seen, self.n_rows)
-            n = min(end - seen, self.n_rows - position)
+        while start < end:
+            epoch, position = divmod(start, self.n_rows)
+            n = min(end - start, self.n_rows - position)
             parts.append(Permutation(self.n_rows, self.seed, epoch).at(np.arange(position, position + n)))
-            seen += n
+            start += n
         rows = np.concatenate(parts)
         return rows if self.subset is None else self.subset[rows]
 
-    def _tensor(self, values: Any) -> Tensor:
-        from saekit.store.reader import as_tensor
+    def _fetch(self, rows: Int[np.ndarray, " n"], readers: ThreadPoolExecutor) -> Int[Tensor, " n"]:
+        """Copy `rows` into the block in the order of the disk; returns where in the block each of them is."""
+        order = np.argsort(rows)
+        ascending, borders = rows[order], np.linspace(0, len(rows), N_READERS + 1).astype(int)
 
-        return as_tensor(values, self.store.dtype)
+        def fetch(part: slice) -> None:
+            self.store.gather(ascending[part], self.hook_point, self.block[part])
+
+        list(readers.map(fetch, [slice(borders[i], borders[i + 1]) for i in range(N_READERS)]))
+        places = np.empty(len(rows), dtype=np.int64)
+        places[order] = np.arange(len(rows))
+        return torch.from_numpy(places)
+
+    def _pick(self, places: Int[Tensor, " batch"]) -> Float[Tensor, "batch width"]:
+        block = torch.from_numpy(self.block).view(self.store.dtype)
+        batch = torch.empty((len(places), block.shape[1]), dtype=block.dtype, pin_memory=self.pin)
+        return torch.index_select(block, 0, places, out=batch)
 
     def _check(self, batch: Float[Tensor, "batch width"], rows: Int[np.ndarray, " batch"]) -> None:
         # One sum is cheap and a NaN or an infinity always shows in it; finite rows can only look bad by overflow.
@@ -209,15 +185,6 @@ class _Plan:
         raise StoreError(
             f"{self.store.path}: {self.hook_point} holds a NaN or an infinity in shard {shard_name(shard)}, row "
             f"{row - int(self.store.first_rows[shard])} (row {row} of the store, example "
-            f"{int(self.store.row_example[row])}). The store was altered after it was written, or made by another program."
+            f"{int(self.store.row_example[row])}). "
+            f"The store was altered after it was written, or made by another program."
         )
-
-
-def _put(out: "queue.Queue[Tensor | BaseException]", item: Tensor | BaseException, stop: threading.Event) -> bool:
-    while not stop.is_set():
-        try:
-            out.put(item, timeout=0.1)
-        except queue.Full:
-            continue
-        return True
-    return False

@@ -125,7 +125,7 @@ class ShardWriter:
     def _write(self, item: _Staged, rows: Shaped[np.ndarray, "n width"]) -> None:
         borders = np.flatnonzero(np.diff(item.destinations) != 1) + 1
         for start, stop in zip([0, *borders], [*borders, len(rows)], strict=True):
-            data = memoryview(rows[start:stop].reshape(-1).view(np.uint8))
+            data = memoryview(rows[start:stop]).cast("B")  # type: ignore[arg-type]
             offset = rows_bytes(int(item.destinations[start]), rows.shape[1], self._dtype)
             while data:
                 n_written = os.pwrite(self._files[item.hook_point], data, offset)
@@ -175,5 +175,5 @@ class ShardWriter:
         bad = int(torch.nonzero(~torch.isfinite(native))[0, 0])
         raise InputError(
             f"{item.hook_point} is {float(native[bad])} in dimension {bad} ({where}). The model overflows there: "
-            f"run it with --dtype fp32 or bf16, or leave the example out."
+            f"run it with --dtype float32 or bfloat16, or leave the example out."
         )
