@@ -6,12 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from saekit.index import FeatureIndex
 from saekit.index.builder import Encode, IndexPlan, RowCodes, write_index
-from saekit.index.dictionary import dictionary_arrays
 from saekit.store import Example, ExampleTableWriter, ImageGeometry, TokenLayout
 
 VOCABULARY: list[bytes] = [
@@ -54,6 +52,10 @@ def make_tiny_index(
     Texts: two windows of 16 tokens from each of `n_documents` documents with labels, a prefix token that is not kept, a
     logit lens. Images: one of 4 x 6 patches per document behind a CLS token that is not kept, thumbnails, classes.
     """
+    import torch
+
+    from saekit.index.dictionary import dictionary_arrays
+
     path = Path(path)
     generator = np.random.default_rng(seed)
     examples = tiny_examples(kind, n_documents, generator)

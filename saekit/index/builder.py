@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int
 from tqdm import tqdm
 
 import saekit
@@ -66,7 +66,7 @@ def write_index(
     out: str | Path,
     plan: IndexPlan,
     encode: Encode,
-    dictionary: Callable[[], dict[str, Shaped[np.ndarray, "..."]]],
+    dictionary: Callable[[], dict[str, np.ndarray]],
     progress: bool = True,
 ) -> None:
     """Build the index `out`, or go on with it; nothing is done when it is there already.
@@ -142,7 +142,7 @@ def _check_disk(out: Path, plan: IndexPlan, examples: ExampleTable, encode: Enco
     if needed - present > free:
         raise FeatureIndexError(
             f"An index of {n_rows:,} rows with about {per_row:.0f} active latents each needs {needed / 1e9:.1f} GB "
-            f"at its peak; {out.absolute().parent} has {free / 1e9:.1f} GB free. Free some, or put `out` on a larger disk."
+            f"at its peak; {out.absolute().parent} has {free / 1e9:.1f} GB free. Free some, or choose another disk."
         )
 
 
@@ -190,7 +190,7 @@ def _write_block(target: Path, d_sae: int, start: int, parts: list[RowCodes]) ->
     key |= np.repeat(np.arange(len(counts), dtype=np.uint64) << np.uint64(16), counts)
     key |= packed.view(np.uint16)
     key.sort()
-    arrays: dict[str, Shaped[np.ndarray, ...]] = {
+    arrays: dict[str, np.ndarray] = {
         "exponent": np.array([exponent], dtype=np.int64),
         "row_counts": counts,
         "features": features,

@@ -15,7 +15,7 @@ def dictionary_arrays(
     W_enc: Float[Tensor, "d_in d_sae"],
     W_dec: Float[Tensor, "d_sae d_in"],
     unembedding: tuple[Float[Tensor, "d_in vocab"], Float[Tensor, " d_in"] | None] | None = None,
-) -> dict[str, Shaped[np.ndarray, "..."]]:
+) -> dict[str, np.ndarray]:
     """The arrays of an index that need no activations, by name; computed in float32 on the device of `W_dec`."""
     W_enc, W_dec = W_enc.float(), W_dec.float()
     norm = W_dec.norm(dim=1)

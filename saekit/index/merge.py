@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int
 from tqdm import tqdm
 
 from saekit.index import format as layout
@@ -123,8 +123,8 @@ def _write_by_feature(
         rows[at], values[at] = codes.rows, codes.packed
         return block_statistics(codes, facts, len(facts.position))
 
-    columns: dict[str, list[Shaped[np.ndarray, ...]]] = {}
-    labels: dict[str, list[Shaped[np.ndarray, ...]]] = {}
+    columns: dict[str, list[np.ndarray]] = {}
+    labels: dict[str, list[np.ndarray]] = {}
     bar = tqdm(total=d_sae, unit="feature", unit_scale=True, desc="merge", disable=not progress)
     n_threads = min(4, os.cpu_count() or 1)
     with bar, ThreadPoolExecutor(max_workers=n_threads) as pool:

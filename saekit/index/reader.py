@@ -44,7 +44,7 @@ class FeatureIndex:
         self.n_rows: int = meta["n_rows"]
         self.n_codes: int = meta["n_codes"]
         self.value_exponent: int = meta["value_exponent"]
-        self._arrays: dict[str, Shaped[np.ndarray, ...]] = {
+        self._arrays: dict[str, np.ndarray] = {
             name: map_array(self.path, name) for name in meta["arrays"] if not name.startswith("statistics/")
         }
         self.examples = ExampleTable.open(self.path / EXAMPLES)

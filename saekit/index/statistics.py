@@ -32,7 +32,7 @@ from jaxtyping import Float, Int, Shaped, UInt
 
 from saekit.index.format import QUANTILE_LEVELS, from_order_key, order_key, unpack_values
 
-Columns = dict[str, Shaped[np.ndarray, "..."]]
+Columns = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True, eq=False)
