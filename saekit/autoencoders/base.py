@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Self, final
+from typing import Any, ClassVar, NamedTuple, TypeVar, final
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -12,6 +12,9 @@ from saekit.autoencoders.checkpoint import check_tensors, read_checkpoint, write
 from saekit.errors import CheckpointError, closest
 from saekit.files import from_tagged, to_tagged
 from saekit.kernels import SparseLatents
+
+# In place of typing.Self, which beartype's import hook refuses on single methods.
+_Kind = TypeVar("_Kind", bound="Autoencoder")
 
 
 class LossTerms(NamedTuple):
@@ -77,7 +80,7 @@ class Autoencoder(nn.Module, ABC):
         return write_checkpoint(path, type(self).__name__, to_tagged(self.config), self.state_dict(), self.provenance)
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
+    def load(cls: type[_Kind], path: str | Path) -> _Kind:
         """Read a checkpoint of this class (or of a subclass) onto the CPU.
 
         Raises `CheckpointError` when there is none, it is damaged, its tensors do not fit its config (all of them are

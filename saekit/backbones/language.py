@@ -4,7 +4,7 @@ import inspect
 import itertools
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -36,7 +36,9 @@ class TextBackbone(Backbone):
         """Longest window the model has positions for; None where it has no limit."""
 
     @classmethod
-    def load(cls, spec: str, location: Location, config: Any, dtype: str | None, device: torch.device) -> Self:
+    def load(
+        cls, spec: str, location: Location, config: Any, dtype: str | None, device: torch.device
+    ) -> "TextBackbone":
         """Read the checkpoint at `location`; raises `BackboneError` when that cannot be done."""
         model = load_model(cls._auto_class(config), location, spec, config, dtype, device)
         return cls(spec, model, load_tokenizer(location, spec))
