@@ -1,7 +1,7 @@
 """Read activations out of a model's forward pass (`capture`) or replace them in flight (`patch`).
 
-A hook point names a module and a side of it: `"model.layers.6"` or `"model.layers.6:output"` is what that module returns,
-`"model.layers.6:input"` is the first tensor it is given. Backbones translate `"layers.6"` into this.
+A hook point names a module and a side of it: `"model.layers.6"` or `"model.layers.6:output"` is what that module
+returns, `"model.layers.6:input"` is the first tensor it is given. Backbones translate `"layers.6"` into this.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,9 +23,9 @@ def capture(model: nn.Module, hook_points: Sequence[str], stop: bool = False) ->
     The values are detached but not copied, in the shape the module has them, mostly [batch token width]; of a module
     that returns a tuple, the first tensor. A module that runs several times in a forward leaves its last value.
 
-    With `stop`, a call of `model` ends as soon as every hook point has been seen and **returns None**; later layers cost
-    nothing. This holds for calls of `model` itself, not of its submodules. Hooks are gone when the block ends, also after
-    an exception. Opened inside `patch`, `capture` sees the patched values.
+    With `stop`, a call of `model` ends as soon as every hook point has been seen and **returns None**; later layers
+    cost nothing. This holds for calls of `model` itself, not of its submodules. Hooks are gone when the block ends,
+    also after an exception. Opened inside `patch`, `capture` sees the patched values.
 
     Raises `HookPointError` for all unknown hook points at once.
     """
@@ -159,7 +159,8 @@ def _edit(module: nn.Module, side: str, point: str, edit: Callable[[Tensor], Ten
 
 def _input_tensor(args: tuple[Any, ...], kwargs: dict[str, Any], point: str) -> tuple[int | str, Tensor]:
     """The first tensor argument and where it is; Transformers passes `hidden_states` by position or by name."""
-    for key, value in (*enumerate(args), *kwargs.items()):
+    named: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
+    for key, value in named:
         if isinstance(value, Tensor):
             return key, value
     raise HookPointError(f"The module at {point!r} was called without a tensor.")

@@ -4,7 +4,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -12,13 +12,18 @@ from torch import Tensor, nn
 
 from saekit.backbones.blocks import find_blocks
 from saekit.backbones.options import ImageTokens, TextWindows
-from saekit.errors import ConfigError, HookPointError, closest
+from saekit.errors import ConfigError, HookPointError, InputError, closest
 from saekit.files import to_tagged
 from saekit.hooks import capture, split_side
 from saekit.inputs import Document, ImageInput, SkipLog
 from saekit.store.examples import Example, TokenLayout
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+Location = dict[str, Any]
+"""Where a checkpoint is, as keyword arguments of whatever reads it."""
+
+_Input = TypeVar("_Input")
 
 _CANONICAL = re.compile(r"layers\.(\d+)(?:\.(attention|mlp))?$")
 _IN_BLOCK = re.compile(r"layers\.(\d+)\.(.+)$")
@@ -60,6 +65,11 @@ class Backbone(ABC):
         self.device: torch.device = parameter.device
         self._widths: dict[str, int] = {}
         self.d_model = self.width("layers.0")
+
+    @classmethod
+    @abstractmethod
+    def load(cls, spec: str, location: Location, dtype: str | None, device: torch.device) -> "Backbone":
+        """Read the checkpoint at `location`; raises `BackboneError` when that cannot be done."""
 
     @property
     def layout(self) -> TokenLayout:
@@ -211,8 +221,16 @@ class Backbone(ABC):
         }
 
 
+def only(inputs: Iterable[object], kind: type[_Input], spec: str) -> Iterator[_Input]:
+    """`inputs`, all of which must be of `kind`; raises `InputError` at the first that is not."""
+    for given in inputs:
+        if not isinstance(given, kind):
+            raise InputError(f"{spec} reads {kind.__name__} inputs, not {type(given).__name__}.")
+        yield given
+
+
 def resolve_dtype(name: str | None, stored: torch.dtype, device: torch.device) -> torch.dtype:
-    """The dtype to compute in. By default float32 on a CPU, and on an accelerator what the checkpoint is `stored` in."""
+    """The dtype to compute in: by default float32 on a CPU, and on other devices that of the checkpoint, `stored`."""
     if name is None:
         return torch.float32 if device.type == "cpu" else stored
     if name not in DTYPES:

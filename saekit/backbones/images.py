@@ -11,6 +11,8 @@ from saekit.errors import InputError, require
 
 Box = tuple[float, float, float, float]
 
+MAX_ASPECT = 100
+
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
@@ -40,8 +42,11 @@ class Preprocessing:
         """The model's input for an upright RGB Pillow image, and the box of the original (pixels) that it shows.
 
         Resizes to whole pixels, as the checkpoints' own processors do, then crops; the box accounts for that rounding.
+        Raises `InputError` for an image so long that resizing it whole would take the machine's memory.
         """
         width, height = image.size
+        if max(width, height) > MAX_ASPECT * min(width, height):
+            raise InputError(f"one side over {MAX_ASPECT} times the other")
         if self.squash:
             resized = (self.resize_to, self.resize_to)
         elif width <= height:

@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from saekit.backbones.base import Backbone, Batch
+from saekit.backbones.base import Backbone, Batch, Location, only
 from saekit.backbones.options import ImageTokens, TextWindows
-from saekit.backbones.pretrained import Location, load_model, load_tokenizer
+from saekit.backbones.pretrained import load_config, load_model, load_tokenizer
 from saekit.backbones.rows import by_length, first_fit, packed_rows, padded_rows
 from saekit.backbones.tokens import front_token, vocabulary_bytes
 from saekit.errors import BackboneError, ConfigError, InputError
@@ -28,18 +28,18 @@ class TextBackbone(Backbone):
 
     kind: ClassVar[str] = "text"
 
-    def __init__(self, spec: str, model: nn.Module, tokenizer: Any) -> None:
-        self.config: Any = model.config
+    model: Any  # a transformers.PreTrainedModel, which has more than nn.Module
+
+    def __init__(self, spec: str, model: Any, tokenizer: Any) -> None:
+        self.config = model.config
         self.tokenizer = tokenizer
         super().__init__(spec, model, getattr(self.config.get_text_config(), "num_hidden_layers", None))
         self.max_context = _max_context(model, tokenizer)
         """Longest window the model has positions for; None where it has no limit."""
 
     @classmethod
-    def load(
-        cls, spec: str, location: Location, config: Any, dtype: str | None, device: torch.device
-    ) -> "TextBackbone":
-        """Read the checkpoint at `location`; raises `BackboneError` when that cannot be done."""
+    def load(cls, spec: str, location: Location, dtype: str | None, device: torch.device) -> "TextBackbone":
+        config = load_config(location, spec)
         model = load_model(cls._auto_class(config), location, spec, config, dtype, device)
         return cls(spec, model, load_tokenizer(location, spec))
 
@@ -69,11 +69,8 @@ class TextBackbone(Backbone):
     ) -> Iterator[Example]:
         windows = self._check(options)
         special = np.array(sorted(set(self.tokenizer.all_special_ids)), dtype=np.int32)
-        documents = iter(inputs)
+        documents = self._readable(only(inputs, Document, self.spec), skipped)
         while chunk := list(itertools.islice(documents, _DOCUMENTS_AT_ONCE)):
-            for document in chunk:
-                if not isinstance(document, Document):
-                    raise InputError(f"{self.spec} reads documents, not {type(document).__name__}.")
             texts = [document.text for document in chunk]
             encoded = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
             for document, ids in zip(chunk, encoded, strict=True):
@@ -82,7 +79,21 @@ class TextBackbone(Backbone):
                     found = True
                     yield example
                 if not found:
-                    skipped.add(document.id, "no text" if not ids else f"fewer than {windows.min_tokens} tokens")
+                    short = len(ids) < windows.min_tokens
+                    skipped.add(document.id, f"fewer than {windows.min_tokens} tokens" if short else "no token to keep")
+
+    @staticmethod
+    def _readable(documents: Iterator[Document], skipped: SkipLog) -> Iterator[Document]:
+        for document in documents:
+            try:
+                document.text.encode()
+            except UnicodeEncodeError:  # a lone surrogate, which JSON can spell and tokenizers cannot read
+                skipped.add(document.id, "not valid Unicode")
+                continue
+            if document.text.strip():
+                yield document
+            else:
+                skipped.add(document.id, "no text")
 
     def _windows(
         self, document: Document, ids: np.ndarray, options: TextWindows, special: np.ndarray
@@ -162,12 +173,12 @@ class TextBackbone(Backbone):
 
 
 class CausalLM(TextBackbone):
-    """A decoder that predicts the next token. Its first position is an attention sink in most models, so it is dropped."""
+    """A decoder that predicts the next token. In most of them the first position is an attention sink."""
 
     family: ClassVar[str] = "causal_lm"
     _prefix_name: ClassVar[str] = "bos"
 
-    def __init__(self, spec: str, model: nn.Module, tokenizer: Any) -> None:
+    def __init__(self, spec: str, model: Any, tokenizer: Any) -> None:
         super().__init__(spec, model, tokenizer)
         self._packs: bool | None = None
 
@@ -201,7 +212,8 @@ class CausalLM(TextBackbone):
         ids = self.encode_text(prompt)
         if self.max_context is not None and len(ids) + n_tokens > self.max_context:
             raise InputError(
-                f"A prompt of {len(ids)} tokens and {n_tokens} new ones exceed the {self.max_context} positions of {self.spec}."
+                f"A prompt of {len(ids)} tokens and {n_tokens} new ones exceed the {self.max_context} positions of "
+                f"{self.spec}."
             )
         ends = {self.tokenizer.eos_token_id, *np.atleast_1d(self.config.eos_token_id).tolist()}
         written: list[int] = []
@@ -273,7 +285,7 @@ class EncoderLM(TextBackbone):
         return list(dressed[:start]), list(dressed[start + len(plain) :])
 
 
-def _max_context(model: nn.Module, tokenizer: Any) -> int | None:
+def _max_context(model: Any, tokenizer: Any) -> int | None:
     config = model.config.get_text_config()
     limits = [int(tokenizer.model_max_length)] if tokenizer.model_max_length < 10**9 else []
     if isinstance(positions := getattr(config, "max_position_embeddings", None), int) and positions > 0:

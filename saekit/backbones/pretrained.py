@@ -11,12 +11,9 @@ from urllib.parse import urlsplit
 import torch
 from torch import nn
 
-from saekit.backbones.base import resolve_dtype
+from saekit.backbones.base import Location, resolve_dtype
 from saekit.backbones.third_party import import_transformers
 from saekit.errors import BackboneError, require
-
-Location = dict[str, Any]
-"""Keyword arguments of `from_pretrained` that say where a checkpoint is."""
 
 # Weights that a forward up to the residual stream and the logits does not use, so that they may be missing.
 _UNUSED = ("pooler", "mask_token", "position_ids", "text_model", "logit_scale", "logit_bias", "projection.weight")
@@ -27,8 +24,8 @@ def folder_location(path: Path) -> Location:
     if not (path / "config.json").is_file():
         found = ", ".join(sorted(file.name for file in path.iterdir())[:8]) or "nothing"
         raise BackboneError(
-            f"{path} has no config.json, so it is not a Transformers checkpoint (it holds {found}). A timm checkpoint is "
-            f"named 'timm:ARCHITECTURE@/path/to.safetensors', a GGUF one by its file."
+            f"{path} has no config.json, so it is not a Transformers checkpoint (it holds {found}). A timm checkpoint "
+            f"is named 'timm:ARCHITECTURE@/path/to.safetensors', a GGUF one by its file."
         )
     return {"pretrained_model_name_or_path": str(path)}
 
@@ -119,10 +116,10 @@ def load_model(
     mismatched = sorted(str(key[0] if isinstance(key, tuple) else key) for key in report.get("mismatched_keys", ()))
     if missing or mismatched:
         raise BackboneError(
-            f"{spec}: {len(missing) + len(mismatched)} weights of {type(model).__name__} are missing from the checkpoint "
-            f"or have another shape, first {', '.join([*missing, *mismatched][:4])}."
+            f"{spec}: {len(missing) + len(mismatched)} weights of {type(model).__name__} are missing from the "
+            f"checkpoint or have another shape, first {', '.join([*missing, *mismatched][:4])}."
         )
-    return model.to(device)  # type: ignore[no-any-return]
+    return model.to(device)
 
 
 def load_tokenizer(location: Location, spec: str) -> Any:

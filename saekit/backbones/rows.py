@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from saekit.backbones.base import Batch
+from saekit.errors import InputError
 from saekit.store.examples import Example
 
 
@@ -35,7 +36,7 @@ def padded_rows(indices: list[int], examples: Sequence[Example], pad_id: int) ->
     width = int(lengths.max())
     ids = np.full((len(indices), width), pad_id, dtype=np.int64)
     for row, index in enumerate(indices):
-        ids[row, : lengths[row]] = examples[index].token_ids
+        ids[row, : lengths[row]] = _token_ids(examples[index])
     kept = np.concatenate([row * width + examples[index].kept.astype(np.int64) for row, index in enumerate(indices)])
     inputs = {"input_ids": torch.from_numpy(ids)}
     if lengths.min() < width:
@@ -44,7 +45,7 @@ def padded_rows(indices: list[int], examples: Sequence[Example], pad_id: int) ->
 
 
 def packed_rows(rows: list[list[int]], examples: Sequence[Example], pad_id: int) -> Batch:
-    """Several windows per row. Positions restart at each; Transformers derives the block-diagonal causal mask from that."""
+    """Several windows per row. Positions restart at each; Transformers derives the block-diagonal mask from that."""
     width = max(sum(examples[index].n_tokens for index in row) for row in rows)
     ids = np.full((len(rows), width), pad_id, dtype=np.int64)
     positions = np.zeros((len(rows), width), dtype=np.int64)
@@ -53,10 +54,16 @@ def packed_rows(rows: list[list[int]], examples: Sequence[Example], pad_id: int)
         offset = 0
         for index in indices:
             n_tokens = examples[index].n_tokens
-            ids[row, offset : offset + n_tokens] = examples[index].token_ids
+            ids[row, offset : offset + n_tokens] = _token_ids(examples[index])
             positions[row, offset : offset + n_tokens] = np.arange(n_tokens)
             kept.append(row * width + offset + examples[index].kept.astype(np.int64))
             offset += n_tokens
         positions[row, offset:] = np.arange(width - offset)
     inputs = {"input_ids": torch.from_numpy(ids), "position_ids": torch.from_numpy(positions)}
     return Batch([index for row in rows for index in row], inputs, torch.from_numpy(np.concatenate(kept)))
+
+
+def _token_ids(example: Example) -> np.ndarray:
+    if example.token_ids is None:
+        raise InputError(f"Example {example.document!r} is not a text.")
+    return example.token_ids

@@ -2,7 +2,7 @@
 
 The torchvision on PyPI is built for CUDA. Beside a CPU-only torch its operators cannot be loaded, and then
 `import torchvision` fails; timm needs that import, and Transformers attempts it whenever torchvision is installed.
-Declaring the two operators that torchvision's own import looks up is enough: saekit and both libraries use none of them.
+Declaring the two operators that torchvision's own import looks up is enough; saekit and both libraries use neither.
 """
 
 import functools
@@ -55,7 +55,7 @@ _KEPT_ALIVE: list[torch.library.Library] = []
 
 
 def _imports(name: str) -> ModuleType | None:
-    """The module, or None when its import fails because compiled operators are missing; no half of it is left behind."""
+    """The module, or None when its import fails for want of compiled operators; no half of it is left behind."""
     before = set(sys.modules)
     try:
         return importlib.import_module(name)

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from saekit.backbones.base import resolve_dtype
+from saekit.backbones.base import Location, resolve_dtype
 from saekit.backbones.images import Preprocessing
 from saekit.backbones.pretrained import first_line, hub_is_reachable
 from saekit.backbones.third_party import import_timm
@@ -31,16 +31,14 @@ class TimmViT(ImageBackbone):
         super().__init__(spec, model, None, _prefix_names(model), int(patch[0]), seen)
 
     @classmethod
-    def load(cls, spec: str, dtype: str | None, device: torch.device) -> "TimmViT":
-        """Read `timm:ARCHITECTURE` or `timm:ARCHITECTURE@FILE`; raises `BackboneError` when that cannot be done."""
+    def load(cls, spec: str, location: Location, dtype: str | None, device: torch.device) -> "TimmViT":
         timm = import_timm()
-        name, _, file = spec.removeprefix("timm:").partition("@")
+        name, file = location["architecture"], location["file"]
         if not timm.is_model(name.split(".")[0]):
             raise BackboneError(f"timm has no architecture {name!r}. Closest: {closest(name, timm.list_models())}")
-        weights = _read_weights(Path(file).expanduser(), spec) if file else None
+        weights = _read_weights(file, spec) if file else None
         settings: dict[str, Any] = {"pretrained": weights is None}
         if weights is None and not hub_is_reachable():
-            settings["pretrained_cfg_overlay"] = {}
             raise BackboneError(
                 f"The pretrained weights of {spec} come from the Hugging Face hub, which cannot be reached. With the "
                 f"weights in a file, type: timm:{name}@/path/to.safetensors"
@@ -56,8 +54,7 @@ class TimmViT(ImageBackbone):
         except Exception as cause:  # timm passes on whatever the hub or torch raise
             raise BackboneError(f"{spec} cannot be loaded: {first_line(cause)}") from None
         stored = next(iter(weights.values())).dtype if weights else next(model.parameters()).dtype
-        where = f"timm:{name}@{Path(file).expanduser().absolute()}" if file else spec
-        return cls(where, model.to(device, resolve_dtype(dtype, stored, device)))
+        return cls(spec, model.to(device, resolve_dtype(dtype, stored, device)))
 
     def _model_inputs(self, pixels: Float[Tensor, "batch channel height width"]) -> dict[str, Any]:
         return {"x": pixels}
@@ -65,6 +62,15 @@ class TimmViT(ImageBackbone):
     def _require_head(self) -> None:
         if not getattr(self.model, "num_classes", 0):
             raise BackboneError(f"{self.spec} is a checkpoint without a classification head; it has no logits.")
+
+
+def timm_location(spec: str) -> tuple[str, Location]:
+    """The spec with its file's absolute path, and its parts, of `timm:ARCHITECTURE` or `timm:ARCHITECTURE@FILE`."""
+    name, _, file = spec.removeprefix("timm:").partition("@")
+    if not file:
+        return spec, {"architecture": name, "file": None}
+    path = Path(file).expanduser().absolute()
+    return f"timm:{name}@{path}", {"architecture": name, "file": path}
 
 
 def _create(timm: Any, name: str, settings: dict[str, Any]) -> Any:

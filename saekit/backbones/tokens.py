@@ -13,9 +13,9 @@ _BYTE_FALLBACK = re.compile(r"<0x([0-9A-Fa-f]{2})>$")
 def vocabulary_bytes(tokenizer: Any, size: int) -> list[bytes]:
     """The bytes that each of `size` ids stands for, so that joining them gives readable UTF-8 text.
 
-    The spelling of the vocabulary is undone: the byte alphabet of byte-level BPE, the word mark and the `<0xAB>` bytes of
-    SentencePiece, the `##` of WordPiece (whose tokens get a leading space when they begin a word). Ids without a token,
-    which pad some models' tables, are spelled `<id>`.
+    The spelling of the vocabulary is undone: the byte alphabet of byte-level BPE, the word mark and the `<0xAB>` bytes
+    of SentencePiece, the `##` of WordPiece (whose tokens get a leading space when they begin a word). Ids without a
+    token, which pad some models' tables, are spelled `<id>`.
     """
     spelled = {index: token for token, index in tokenizer.get_vocab().items()}
     literal = set(tokenizer.get_added_vocab().values())
@@ -88,7 +88,7 @@ def _token_bytes(token: str, style: str) -> bytes:
 
 @functools.cache
 def _byte_alphabet() -> dict[str, int]:
-    """Byte-level BPE's alphabet (GPT-2): printable Latin-1 bytes stand for themselves, the others for U+0100 onwards."""
+    """Byte-level BPE's alphabet (GPT-2): printable Latin-1 bytes stand for themselves, others for U+0100 onwards."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}

@@ -1,4 +1,4 @@
-"""Vision transformers: what all of them share, and those of Hugging Face Transformers (ViT, CLIP, SigLIP, DINOv2, DINOv3)."""
+"""Vision transformers: what all share, and those of Hugging Face Transformers (ViT, CLIP, SigLIP, DINOv2, DINOv3)."""
 
 import inspect
 import itertools
@@ -14,10 +14,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from saekit.backbones.base import Backbone, Batch
+from saekit.backbones.base import Backbone, Batch, Location, only
 from saekit.backbones.images import Preprocessing, thumbnail, upright_rgb
 from saekit.backbones.options import IMAGE_TOKENS, ImageTokens, TextWindows
-from saekit.backbones.pretrained import Location, first_line, load_model
+from saekit.backbones.pretrained import first_line, load_config, load_model
 from saekit.backbones.third_party import import_transformers
 from saekit.errors import BackboneError, ConfigError, HookPointError, InputError
 from saekit.inputs import Document, ImageInput, SkipLog
@@ -77,24 +77,26 @@ class ImageBackbone(Backbone):
 
         def read(image: ImageInput) -> Example | str:
             try:
-                return self._example(image, seen, kept, chosen.thumbnail_size)
-            except (InputError, OSError, ValueError, SyntaxError, MemoryError) as cause:
-                return first_line(cause).removeprefix(f"{image.id} is ")
+                picture = image.open()
+            except InputError:
+                return "not a readable image"
+            try:
+                return self._example(image, upright_rgb(picture), seen, kept, chosen.thumbnail_size)
+            except (InputError, OSError, ValueError, SyntaxError) as cause:
+                return first_line(cause)
 
-        waiting = iter(inputs)
+        waiting = only(inputs, ImageInput, self.spec)
         with ThreadPoolExecutor(_N_READERS, thread_name_prefix="saekit-images") as readers:
             while chunk := list(itertools.islice(waiting, 4 * _N_READERS)):
-                for image in chunk:
-                    if not isinstance(image, ImageInput):
-                        raise InputError(f"{self.spec} reads images, not {type(image).__name__}.")
                 for image, example in zip(chunk, readers.map(read, chunk), strict=True):
                     if isinstance(example, str):
                         skipped.add(image.id, example)
                     else:
                         yield example
 
-    def _example(self, image: ImageInput, seen: Preprocessing, kept: np.ndarray, thumbnail_size: int) -> Example:
-        picture = upright_rgb(image.open())
+    def _example(
+        self, image: ImageInput, picture: Any, seen: Preprocessing, kept: np.ndarray, thumbnail_size: int
+    ) -> Example:
         pixels, (left, top, right, bottom) = seen.apply(picture)
         grid = self._grid(seen.size)
         # Where patches do not divide the input, the right and bottom margins belong to no patch.
@@ -184,8 +186,8 @@ class TransformersViT(ImageBackbone):
 
     family: ClassVar[str] = "transformers_vit"
 
-    def __init__(self, spec: str, model: nn.Module, seen: Preprocessing) -> None:
-        self.config: Any = model.config
+    def __init__(self, spec: str, model: Any, seen: Preprocessing) -> None:
+        self.config = model.config
         parameters = inspect.signature(model.forward).parameters
         self._interpolates = "interpolate_pos_encoding" in parameters
         patch = self.config.patch_size
@@ -193,18 +195,13 @@ class TransformersViT(ImageBackbone):
         super().__init__(spec, model, self.config.num_hidden_layers, _prefix_names(model), patch, seen)
 
     @classmethod
-    def load(
-        cls, spec: str, location: Location, config: Any, dtype: str | None, device: torch.device
-    ) -> "TransformersViT":
-        """Read the checkpoint at `location`; raises `BackboneError` when that cannot be done."""
+    def load(cls, spec: str, location: Location, dtype: str | None, device: torch.device) -> "TransformersViT":
+        config = load_config(location, spec)
         architecture = (getattr(config, "architectures", None) or [""])[0]
-        auto_class = "AutoModel"
-        if architecture.endswith("ForImageClassification"):
-            auto_class = "AutoModelForImageClassification"
-        elif hasattr(config, "vision_config"):
-            location_of_tower = {**location, "config": config.vision_config}
-            model = load_model(auto_class, location_of_tower, spec, config, dtype, device)
-            return cls(spec, model, _read_preprocessing(location, spec))
+        classifies = architecture.endswith("ForImageClassification")
+        auto_class = "AutoModelForImageClassification" if classifies else "AutoModel"
+        if hasattr(config, "vision_config") and not classifies:
+            location = {**location, "config": config.vision_config}
         model = load_model(auto_class, location, spec, config, dtype, device)
         return cls(spec, model, _read_preprocessing(location, spec))
 
@@ -248,8 +245,8 @@ def _read_preprocessing(location: Location, spec: str) -> Preprocessing:
     square = (size.get("height") == size.get("width")) and (crop is None or crop.get("height") == crop.get("width"))
     if not processor.do_resize or not resize_to or not square or (shorter and crop is None) or final > resize_to:
         raise BackboneError(
-            f"{spec}: its image processor (size {dict(size)}, crop {crop and dict(crop)}) does not give square images of "
-            f"one size, which saekit needs."
+            f"{spec}: its image processor (size {dict(size)}, crop {crop and dict(crop)}) does not give square images "
+            f"of one size, which saekit needs."
         )
     normalize = processor.do_normalize
     return Preprocessing(
