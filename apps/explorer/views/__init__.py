@@ -1,1 +1,1 @@
-"""One file per page of the explorer."""
+"""Views: one module per page."""

@@ -1,0 +1,183 @@
+"""Which features a list holds and in which order: the state of the Features page, and of previous/next. NumPy only."""
+
+from dataclasses import asdict, dataclass, fields
+from typing import NamedTuple
+from urllib.parse import parse_qsl, urlencode
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from saekit.index import FeatureIndex
+
+MAX_TOKENS = 40
+"""Token ids a search looks up; more strings than this contain most one- and two-letter queries."""
+MATCHES_PER_KEY = 300
+"""Features looked up for each token or label of a search."""
+
+DENSITY_STOPS: tuple[tuple[str, float], ...] = (
+    ("0", 0.0),
+    ("1e-6", 1e-6),
+    ("1e-5", 1e-5),
+    ("1e-4", 1e-4),
+    ("0.1%", 1e-3),
+    ("1%", 1e-2),
+    ("10%", 1e-1),
+    ("100%", 1.0),
+)
+"""Stops of the density filter, as shown and as shares of tokens."""
+
+TEXT_COLUMNS = ("label", "tags", "note")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Browse:
+    """A list of features: search, filters and order. Its `to_query` is what a URL carries."""
+
+    q: str = ""
+    """What to search for."""
+    by: str = "token"
+    """Where: `token`, `class` (label of the documents or images) or `words` (people's labels, tags, notes, ids)."""
+    sort: str = "auto"
+    """A column; `auto` is the match score while searching and density otherwise."""
+    ascending: bool = False
+    low: str = "0"
+    """Lowest density, one of `DENSITY_STOPS`."""
+    high: str = "100%"
+    """Highest density, one of `DENSITY_STOPS`."""
+    alive: bool = True
+    """Leave out features that never fire."""
+    annotated: bool = False
+    """Only features with a label, tag or note."""
+
+    def to_query(self) -> str:
+        """URL-encoded settings that differ from the defaults; an empty string for the defaults."""
+        changed = {name: value for name, value in asdict(self).items() if value != getattr(Browse(), name)}
+        return urlencode({name: int(value) if isinstance(value, bool) else value for name, value in changed.items()})
+
+    @classmethod
+    def from_query(cls, text: str) -> "Browse":
+        """The inverse of `to_query`; what it does not know is left out, since anybody can write a URL."""
+        given = dict(parse_qsl(text))
+        known: dict[str, str | bool] = {}
+        for field in fields(cls):
+            if field.name in given:
+                raw = given[field.name]
+                known[field.name] = raw == "1" if isinstance(field.default, bool) else raw
+        stops = {name for name, _ in DENSITY_STOPS}
+        for name in ("low", "high"):
+            if known.get(name, "0") not in stops:
+                del known[name]
+        if known.get("by", "token") not in ("token", "class", "words"):
+            del known["by"]
+        return cls(**known)  # type: ignore[arg-type]
+
+
+class Listing(NamedTuple):
+    """The features of a `Browse`, in order."""
+
+    features: Int[np.ndarray, " n"]
+    score: Float[np.ndarray, " n"] | None
+    """Match score of a search by token or class, in [0, 1]."""
+    note: str
+    """What the search looked up, in words; empty when there is nothing to say."""
+
+
+def list_features(index: FeatureIndex, browse: Browse) -> Listing:
+    """All features that pass the search and the filters of `browse`, in its order; ties are in order of id."""
+    chosen = np.ones(index.d_sae, dtype=bool)
+    score: Float[np.ndarray, " d_sae"] | None = None
+    note = ""
+    if browse.q.strip():
+        if browse.by == "words":
+            chosen = _matching_words(index, browse.q)
+        else:
+            score, note = _search(index, browse)
+            chosen = score > 0
+    density = np.asarray(index.stats["density"])
+    stops = dict(DENSITY_STOPS)
+    chosen &= (density >= stops[browse.low]) & (density <= stops[browse.high])
+    if browse.alive:
+        chosen &= ~np.asarray(index.stats["is_dead"], dtype=bool)
+    if browse.annotated:
+        annotated = np.zeros(index.d_sae, dtype=bool)
+        annotated[list(index.annotations.all())] = True
+        chosen &= annotated
+    features = np.flatnonzero(chosen)
+    features = features[_order(index, features, browse, score)]
+    return Listing(features, None if score is None else score[features], note)
+
+
+def sort_keys(index: FeatureIndex) -> dict[str, str]:
+    """Columns that a list can be sorted by: key -> what people read."""
+    entropy = {"token_entropy": "Token entropy", "label_entropy": "Class entropy"}
+    return {
+        "auto": "Best match, else density",
+        "feature": "Feature number",
+        "label": "Label",
+        "density": "Density",
+        "max": "Highest activation",
+        "mean": "Mean activation",
+        **{key: name for key, name in entropy.items() if key in index.stats},
+        "nearest_cosine": "Nearest cosine",
+    }
+
+
+def _order(
+    index: FeatureIndex, features: Int[np.ndarray, " n"], browse: Browse, score: Float[np.ndarray, " d_sae"] | None
+) -> Int[np.ndarray, " n"]:
+    key = browse.sort
+    if key not in sort_keys(index) or key == "auto":
+        column = np.asarray(index.stats["density"] if score is None else score)[features]
+    elif key == "feature":
+        column = features
+    elif key == "label":
+        names = {feature: note.label for feature, note in index.annotations.all().items() if note.label}
+        named = [feature for feature in features.tolist() if feature in names]
+        by_name = sorted(named, key=lambda feature: names[feature].casefold(), reverse=not browse.ascending)
+        place = {feature: i for i, feature in enumerate(by_name)}
+        # Features without a label come last whichever way the labels are sorted.
+        return np.argsort([place.get(feature, len(place)) for feature in features.tolist()], kind="stable")
+    else:
+        column = np.asarray(index.stats[key])[features].astype(np.float64)
+    column = column.astype(np.float64)
+    if not browse.ascending:
+        column = -column
+    return np.argsort(np.where(np.isnan(column), np.inf, column), kind="stable")
+
+
+def _search(index: FeatureIndex, browse: Browse) -> tuple[Float[np.ndarray, " d_sae"], str]:
+    score = np.zeros(index.d_sae)
+    if browse.by == "class":
+        wanted = browse.q.strip().casefold()
+        names = [name for name in index.label_names if wanted in name.casefold()]
+        exact = [name for name in names if name.casefold() == wanted]
+        names = exact or names
+        found = [index.features_of_label(name, n=MATCHES_PER_KEY) for name in names[:MAX_TOKENS]]
+        note = (
+            f"Classes: {', '.join(names[:8])}{' …' if len(names) > 8 else ''}" if names else "No class has this name."
+        )
+    else:
+        tokens = index.search_tokens(browse.q) if index.kind == "text" else []
+        wanted = browse.q.casefold()
+        strings = {token: index.examples.token_text(token) for token in tokens}
+        exact_tokens = [token for token in tokens if strings[token].casefold() == wanted]
+        exact_tokens = exact_tokens or [
+            token for token in tokens if strings[token].strip().casefold() == wanted.strip()
+        ]
+        looked_up = (exact_tokens or tokens)[:MAX_TOKENS]
+        found = [index.features_of_token(token, n=MATCHES_PER_KEY) for token in looked_up]
+        shown = ", ".join(f"“{strings[token]}”" for token in looked_up[:8])
+        more = f" and {len(looked_up) - 8} more" if len(looked_up) > 8 else ""
+        note = f"Tokens: {shown}{more}" if looked_up else "No token of the indexed texts contains this."
+    for matches in found:
+        np.maximum.at(score, np.asarray(matches.features, dtype=np.int64), np.asarray(matches.score, dtype=np.float64))
+    return score, note
+
+
+def _matching_words(index: FeatureIndex, q: str) -> np.ndarray:
+    chosen = np.zeros(index.d_sae, dtype=bool)
+    wanted = q.strip().casefold()
+    if wanted.isdecimal() and len(wanted) < 10 and int(wanted) < index.d_sae:
+        chosen[int(wanted)] = True
+    chosen[index.annotations.search(q)] = True
+    return chosen

@@ -1,0 +1,113 @@
+// One input through the model: its tokens or patches, what fires on each, and how well the dictionary rebuilds it.
+import { h, number, percent, visible, mount, showTip, refill, featureLink, nameOf, segmented, heatImage, roving, textLine } from "./common.js";
+
+export default function (component) {
+  const { data, setStateValue } = component;
+  const { root, tip, memory } = mount(component);
+  if (memory.stamp !== data.stamp) { memory.view = { ...data.view }; memory.stamp = data.stamp; }
+  const view = memory.view;
+  const isText = data.kind === "text";
+  const set = (changes) => {
+    Object.assign(view, changes);
+    clearTimeout(memory.timer);
+    memory.timer = setTimeout(() => setStateValue("view", { ...view }), 350);
+    draw();
+  };
+  const known = (id) => ({ id, ...(data.features[id] ?? {}) });
+  const unit = isText ? "token" : "patch";
+  const place = (i) => isText ? `token ${i + 1}` : `patch at row ${Math.floor(i / data.image.grid[1]) + 1}, column ${(i % data.image.grid[1]) + 1}`;
+
+  /** Per position the value of what is painted: a feature's activation, or the reconstruction error. */
+  function painted() {
+    if (view.paint === "error" && data.error) return { values: data.error.map((x, i) => [i, x]), scale: Math.max(...data.error.filter((x) => x !== null), 0.01), name: "reconstruction error" };
+    const shown = data.overall.find((each) => String(each.id) === String(view.paint));
+    if (shown) return { values: shown.acts, scale: shown.max, name: `feature ${shown.id}` };
+    return { values: data.strongest, scale: Math.max(...data.strongest.map(([, x]) => x), 1e-9), name: "strongest feature" };
+  }
+
+  function strip(paint) {
+    const values = new Map(paint.values);
+    const line = h("p", { class: "strip", "aria-label": "The tokens of the text" });
+    const buttons = data.tokens.map((token, i) => {
+      const value = values.get(i) ?? 0;
+      const on = view.at === i;
+      const kept = data.read[i];
+      return h("button", {
+        class: `tok${on ? " on" : ""}${kept ? "" : " dropped"}`, "data-focus": `tok-${i}`, "aria-pressed": String(on),
+        style: { "--share": `${Math.round(65 * Math.max(0, Math.min(1, (value ?? 0) / paint.scale)))}%` },
+        "aria-label": `${token.trim() || visible(token)}, ${paint.name} ${number(value ?? 0)}`,
+        "data-tip": `${visible(token)}  ${kept ? `${paint.name} ${number(value ?? 0)}` : "not read by the dictionary"}${kept && data.error ? `\nerror (FVU) ${percent(data.error[i])}` : ""}`,
+        onclick: () => set({ at: on ? null : i }),
+      }, textLine(token) || "·");
+    });
+    line.append(...buttons);
+    roving(line, buttons);
+    return line;
+  }
+
+  function rows(list, valueTitle, withPlaces) {
+    const most = Math.max(...list.map((row) => row.value), 1e-9);
+    return h("table", { class: "features" }, h("thead", {}, h("tr", {},
+      h("th", { scope: "col" }, "Feature"), h("th", { scope: "col" }, valueTitle),
+      withPlaces ? h("th", { scope: "col", class: "num", title: `${unit === "token" ? "tokens" : "patches"} of this input where it fires` }, isText ? "Tokens" : "Patches") : null,
+      h("th", { scope: "col", class: "num", title: "share of the feature's highest activation in the index" }, "Of max"),
+      h("th", { scope: "col" }, h("span", { class: "visually-hidden" }, "Show")))),
+    h("tbody", {}, list.map((row) => h("tr", { class: String(row.id) === String(view.paint) ? "on" : "" },
+      h("td", { class: "who" }, featureLink(component, row.id, row.id), " ", nameOf(known(row.id))),
+      h("td", { class: "amount" }, h("i", { style: { width: `${Math.round((100 * row.value) / most)}%` } }), h("b", {}, number(row.value))),
+      withPlaces ? h("td", { class: "num" }, row.n) : null,
+      h("td", { class: "num" }, known(row.id).max ? percent(row.value / known(row.id).max) : "–"),
+      h("td", { class: "num" }, data.overall.some((each) => each.id === row.id) ? h("button", {
+        class: "small", "data-focus": `paint-${withPlaces ? "all" : "at"}-${row.id}`, "aria-pressed": String(String(row.id) === String(view.paint)),
+        onclick: () => set({ paint: String(row.id) === String(view.paint) ? "strongest" : row.id }),
+      }, String(row.id) === String(view.paint) ? "shown" : "show") : null)))));
+  }
+
+  function draw() {
+    const paint = painted();
+    const chosen = data.overall.some((each) => String(each.id) === String(view.paint)) ? String(view.paint) : null;
+    const bar = h("div", { class: "toolbar" },
+      !chosen && !data.error ? null : segmented("paint", "What the colour shows", [
+        ["strongest", "Strongest feature", `the highest activation of any feature on each ${unit}`],
+        ...(chosen ? [[chosen, `Feature ${chosen}`, "this feature's activation"]] : []),
+        ...(data.error ? [["error", "Error", `share of each ${unit}'s variance that the dictionary misses (FVU)`]] : []),
+      ], chosen ?? (view.paint === "error" && data.error ? "error" : "strongest"), (key) => set({ paint: key })),
+      isText ? null : h("label", { class: "small" }, h("input", { type: "checkbox", checked: view.smooth, "data-focus": "smooth",
+        onchange: (event) => set({ smooth: event.target.checked }) }), " Smooth"),
+      h("span", { class: "muted small" }, `colour: ${paint.name}, 0 to ${number(paint.scale)}`));
+    const summary = h("dl", {}, data.facts.map(([name, value, help]) => h("div", { title: help }, h("dt", {}, name), h("dd", {}, value))));
+    const picture = isText ? strip(paint) : h("div", { class: "picture" }, heatImage(tip, data.image, paint.values.filter(([, x]) => x !== null), {
+      scale: paint.scale, smooth: view.smooth, name: data.image.name, chosen: view.at, onpatch: (i) => set({ at: view.at === i ? null : i }),
+    }));
+    const here = data.places[view.at] ?? null;
+    const detail = h("section", {},
+      here === null
+        ? [h("h2", {}, "At one place"), h("p", { class: "muted" }, `Choose a ${unit} to see what fires there.`)]
+        : [h("h2", {}, isText ? ["At ", h("span", { class: "token" }, visible(data.tokens[view.at])), ` (${place(view.at)})`] : `At the ${place(view.at)}`),
+           !data.read[view.at]
+             ? h("p", { class: "muted" }, "The dictionary was not trained on this position (start of text), so nothing is encoded here.")
+             : [h("p", { class: "muted small" }, `${here.length} features${data.error ? `, error (FVU) ${percent(data.error[view.at])}` : ""}`),
+                rows(here.map(([id, value]) => ({ id, value })), "Activation", false)]]);
+    const share = (each) => each.max / (known(each.id).max || Infinity);
+    const orders = { telling: (each) => each.telling, value: (each) => each.max, share };
+    const by = orders[view.order] ?? orders.telling;
+    const all = h("section", {}, h("h2", {}, "Over the whole input"),
+      h("p", { class: "order" }, segmented("order", "Order of the features", [
+        ["telling", "Telling", "activation times rarity (minus log density): what sets this input apart"],
+        ["value", "Highest", "highest activation"],
+        ["share", "Of max", "share of the feature's highest activation in the index"],
+      ], view.order in orders ? view.order : "telling", (key) => set({ order: key }))),
+      rows([...data.overall].sort((a, b) => by(b) - by(a)).map((each) => ({ id: each.id, value: each.max, n: each.acts.length })), "Highest", true));
+    refill(root, summary, bar, isText
+      ? [picture, h("div", { class: "beside even" }, detail, all)]
+      : h("div", { class: "beside" }, picture, h("div", {}, detail, all)));
+  }
+  if (!memory.wired) {
+    memory.wired = true;
+    const enter = (event) => { const mark = event.target.closest?.("[data-tip]"); if (mark) showTip(tip, mark, mark.dataset.tip); };
+    const leave = () => (tip.hidden = true);
+    for (const name of ["mouseover", "focusin"]) root.addEventListener(name, enter);
+    for (const name of ["mouseout", "focusout"]) root.addEventListener(name, leave);
+  }
+  draw();
+}
