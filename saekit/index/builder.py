@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from tqdm import tqdm
 
 import saekit
@@ -36,8 +36,8 @@ _N_SAMPLED_ROWS = 512
 class RowCodes(NamedTuple):
     """The codes of consecutive rows: for each row its nonzero latents, in ascending order of feature."""
 
-    counts: Int[np.ndarray, " n_rows"]
-    features: Int[np.ndarray, " n_codes"]
+    counts: Integer[np.ndarray, " n_rows"]
+    features: Integer[np.ndarray, " n_codes"]
     values: Float[np.ndarray, " n_codes"]
 
 

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float, Int, UInt
+from jaxtyping import Float, Integer
 
 if TYPE_CHECKING:
     from saekit.index.reader import FeatureIndex
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 class Firings:
     """The active rows of one feature, ascending, and what the examples drawn from them share."""
 
-    rows: UInt[np.ndarray, " n_active"]
+    rows: Integer[np.ndarray, " n_active"]
     values: Float[np.ndarray, " n_active"]
-    documents: Int[np.ndarray, " n_active"]
+    documents: Integer[np.ndarray, " n_active"]
 
     @cached_property
     def sorted_values(self) -> Float[np.ndarray, " n_active"]:
@@ -27,12 +27,12 @@ class Firings:
         return np.sort(self.values)
 
     @cached_property
-    def peaks(self) -> Int[np.ndarray, " n_documents"]:
+    def peaks(self) -> Integer[np.ndarray, " n_documents"]:
         """Indices into `rows` of each document's highest value (its first, on ties), highest first."""
         peaks = self.strongest_per_document(np.arange(len(self.rows)))
         return peaks[np.argsort(-self.values[peaks], kind="stable")]
 
-    def strongest_per_document(self, subset: Int[np.ndarray, " n_subset"]) -> Int[np.ndarray, " n_found"]:
+    def strongest_per_document(self, subset: Integer[np.ndarray, " n_subset"]) -> Integer[np.ndarray, " n_found"]:
         """Of an ascending subset of indices into `rows`, the one with the highest value in every document."""
         if not len(subset):
             return subset

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, Int, Shaped, UInt
+from jaxtyping import Float, Integer, Shaped
 
 from saekit.errors import FeatureIndexError
 
@@ -61,25 +61,25 @@ def unpack_values(packed: Float[np.ndarray, " n_codes"], exponent: int) -> Float
     return packed.astype(np.float32) * np.float32(2.0**exponent)
 
 
-def order_key(packed: Float[np.ndarray, " n_codes"]) -> UInt[np.ndarray, " n_codes"]:
+def order_key(packed: Float[np.ndarray, " n_codes"]) -> Integer[np.ndarray, " n_codes"]:
     """uint16 keys that sort like the fp16 values, so that integer sorts (several times faster) can be used."""
     bits = packed.view(np.uint16)
     return np.where(bits >> 15, ~bits, bits | np.uint16(0x8000))
 
 
-def from_order_key(key: UInt[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+def from_order_key(key: Integer[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
     """The fp16 values of `order_key`."""
     return np.where(key >> 15, key & np.uint16(0x7FFF), ~key).astype(np.uint16).view(VALUE_DTYPE)
 
 
-def offsets_of(counts: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n_plus_1"]:
+def offsets_of(counts: Integer[np.ndarray, " n"]) -> Integer[np.ndarray, " n_plus_1"]:
     """int64 offsets [n+1] of `counts` consecutive runs."""
     offsets = np.zeros(len(counts) + 1, dtype=np.int64)
     np.cumsum(counts, out=offsets[1:])
     return offsets
 
 
-def ranges(starts: Int[np.ndarray, " n"], counts: Int[np.ndarray, " n"]) -> Int[np.ndarray, " total"]:
+def ranges(starts: Integer[np.ndarray, " n"], counts: Integer[np.ndarray, " n"]) -> Integer[np.ndarray, " total"]:
     """The concatenation of `arange(start, start + count)` over all pairs."""
     ends = np.cumsum(counts)
     total = int(ends[-1]) if len(ends) else 0

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 
 from saekit.errors import FeatureIndexError, closest
 from saekit.index.format import ranges
@@ -86,9 +86,8 @@ def top_tokens(index: "FeatureIndex", activations: Activations, n: int) -> list[
 
 def search_tokens(index: "FeatureIndex", text: str) -> list[int]:
     """Token ids of the store whose string contains `text`, most frequent first."""
-    counts = np.diff(index.array("tokens/offsets"))
-    wanted = text.casefold()
     strings = index.token_strings_folded
+    counts, wanted = np.diff(index.array("tokens/offsets")), text.casefold()
     found = np.array([at for at in np.flatnonzero(counts) if wanted in strings[at]], dtype=np.int64)
     return [int(at) for at in found[np.lexsort((found, -counts[found]))]]
 
@@ -115,7 +114,7 @@ def _label_index(index: "FeatureIndex", label: str | int) -> int:
 
 
 def _best(
-    features: Int[np.ndarray, " n_found"],
+    features: Integer[np.ndarray, " n_found"],
     precision: Float[np.ndarray, " n_found"],
     recall: Float[np.ndarray, " n_found"],
     n: int,

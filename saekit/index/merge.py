@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from tqdm import tqdm
 
 from saekit.index import format as layout
 from saekit.index.statistics import Codes, Columns, RowFacts, block_statistics
 from saekit.store.examples import ExampleTable
 
-_CODES_AT_ONCE = 2**22
+_CODES_AT_ONCE = 2**21
 _FEATURES_AT_ONCE = 2**16
 
 
@@ -90,7 +90,7 @@ def _row_facts(out: Path, examples: ExampleTable) -> RowFacts:
     )
 
 
-def _write_tokens(out: Path, examples: ExampleTable) -> Int[np.ndarray, " n_rows"]:
+def _write_tokens(out: Path, examples: ExampleTable) -> Integer[np.ndarray, " n_rows"]:
     """The token id of every row, and the rows of every token id."""
     of_row = np.empty(examples.n_rows, dtype=np.int32)
     borders = examples.row_offsets.tolist()
@@ -126,7 +126,7 @@ def _write_by_feature(
     columns: dict[str, list[np.ndarray]] = {}
     labels: dict[str, list[np.ndarray]] = {}
     bar = tqdm(total=d_sae, unit="feature", unit_scale=True, desc="merge", disable=not progress)
-    n_threads = min(4, os.cpu_count() or 1)
+    n_threads = min(8, os.cpu_count() or 1)
     with bar, ThreadPoolExecutor(max_workers=n_threads) as pool:
         pending: list[tuple[int, Future[tuple[Columns, Columns]]]] = []
         work = _feature_ranges(offsets)
@@ -149,7 +149,7 @@ def _write_by_feature(
         layout.save_array(out, f"labels/{name}", np.concatenate(parts))
 
 
-def _feature_ranges(offsets: Int[np.ndarray, " d_sae_plus_1"]) -> Iterator[tuple[int, int]]:
+def _feature_ranges(offsets: Integer[np.ndarray, " d_sae_plus_1"]) -> Iterator[tuple[int, int]]:
     """Ranges of features that hold about `_CODES_AT_ONCE` codes, at least one feature each."""
     first, d_sae = 0, len(offsets) - 1
     while first < d_sae:
@@ -160,7 +160,7 @@ def _feature_ranges(offsets: Int[np.ndarray, " d_sae_plus_1"]) -> Iterator[tuple
 
 
 def _collect(
-    blocks: list[Block], offsets: Int[np.ndarray, " d_sae_plus_1"], first: int, last: int, exponent: int
+    blocks: list[Block], offsets: Integer[np.ndarray, " d_sae_plus_1"], first: int, last: int, exponent: int
 ) -> Codes:
     """Counting sort by feature: every block's codes of the range go to where the earlier blocks' left off."""
     local = offsets[first : last + 1] - offsets[first]

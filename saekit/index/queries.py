@@ -1,10 +1,9 @@
 """What a feature's page shows: examples, histogram, co-activation. NumPy only."""
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 
 from saekit.errors import ConfigError
 from saekit.index.firings import Firings
@@ -40,7 +39,7 @@ def quantile_examples(index: "FeatureIndex", firings: Firings, n_bands: int, per
     edges = np.quantile(firings.sorted_values, np.arange(1, n_bands) / n_bands)
     band_of = np.searchsorted(edges, firings.values, side="right")
     used = np.zeros(0, dtype=firings.documents.dtype)
-    chosen: list[Int[np.ndarray, " n"]] = []
+    chosen: list[Integer[np.ndarray, " n"]] = []
     by_value = np.sort(firings.peaks)
     for band in range(n_bands):
         peaks = by_value[band_of[by_value] == band]
@@ -56,14 +55,11 @@ def quantile_examples(index: "FeatureIndex", firings: Firings, n_bands: int, per
         used = np.append(used, firings.documents[extra])
         together = np.concatenate([chosen[band], extra])
         chosen[band] = together[np.argsort(firings.values[together], kind="stable")]
-    return [
-        replace(example, band=band)
-        for band in reversed(range(n_bands))
-        for example in _as_examples(index, firings, chosen[band][::-1])
-    ]
+    bands = [band for band in reversed(range(n_bands)) for _ in chosen[band]]
+    return _as_examples(index, firings, np.concatenate([each[::-1] for each in reversed(chosen)]), bands)
 
 
-def histogram(firings: Firings, n_bins: int) -> tuple[Float[np.ndarray, " n_edges"], Int[np.ndarray, " n_bins"]]:
+def histogram(firings: Firings, n_bins: int) -> tuple[Float[np.ndarray, " n_edges"], Integer[np.ndarray, " n_bins"]]:
     """Counts of active values in equal-width bins between 0 and the most extreme value."""
     if n_bins < 1:
         raise ConfigError(f"n_bins={n_bins} must be at least 1.")
@@ -95,29 +91,43 @@ def coactivating(index: "FeatureIndex", activations: Activations, feature: int, 
     return Coactivation(found[order], jaccard[order], share[order], (estimated / n_other)[order], len(rows))
 
 
-def _as_examples(index: "FeatureIndex", firings: Firings, chosen: Int[np.ndarray, " n"]) -> list[FeatureExample]:
+def _as_examples(
+    index: "FeatureIndex", firings: Firings, chosen: Integer[np.ndarray, " n"], bands: list[int] | None = None
+) -> list[FeatureExample]:
     rows = firings.rows[chosen].astype(np.int64)
     examples = index.row_example[rows]
     offsets = index.examples.row_offsets
     first = np.searchsorted(firings.rows, offsets[examples].astype(np.uint32))
     last = np.searchsorted(firings.rows, offsets[examples + 1].astype(np.uint32))
-    at_most = np.searchsorted(firings.sorted_values, firings.values[chosen], side="right")
+    quantiles = np.searchsorted(firings.sorted_values, firings.values[chosen], side="right") / max(len(firings.rows), 1)
+    columns = (
+        examples,
+        firings.documents[chosen],
+        rows,
+        index.row_position[rows],
+        firings.values[chosen],
+        quantiles,
+        first,
+        last,
+    )
+    found = zip(*(column.tolist() for column in columns), bands or [None] * len(rows), strict=True)
     return [
         FeatureExample(
-            example=int(examples[i]),
-            document=int(firings.documents[at]),
-            row=int(rows[i]),
-            position=int(index.row_position[rows[i]]),
-            value=float(firings.values[at]),
-            quantile=float(at_most[i] / len(firings.rows)),
-            positions=index.row_position[firings.rows[first[i] : last[i]]],
-            values=firings.values[first[i] : last[i]],
+            example=example,
+            document=document,
+            row=row,
+            position=position,
+            value=value,
+            quantile=quantile,
+            positions=index.row_position[firings.rows[start:stop]],
+            values=firings.values[start:stop],
+            band=band,
         )
-        for i, at in enumerate(chosen)
+        for example, document, row, position, value, quantile, start, stop, band in found
     ]
 
 
-def _evenly(items: Int[np.ndarray, " n_items"], n: int) -> Int[np.ndarray, " n_kept"]:
+def _evenly(items: Integer[np.ndarray, " n_items"], n: int) -> Integer[np.ndarray, " n_kept"]:
     """At most `n` of `items`, evenly spaced, both ends included."""
     if len(items) <= n:
         return items

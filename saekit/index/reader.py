@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float, Int, Shaped, UInt
+from jaxtyping import Float, Integer, Shaped
 
 from saekit.errors import FeatureIndexError
 from saekit.files import hash_file, read_meta
@@ -52,8 +52,8 @@ class FeatureIndex:
         self.kind = self.examples.kind
         """`"text"` or `"image"`."""
         self.n_examples = len(self.examples)
-        self.row_example: Int[np.ndarray, " n_rows"] = self.examples.row_example.view(np.ndarray)
-        self.row_position: Int[np.ndarray, " n_rows"] = self.examples.row_position.view(np.ndarray)
+        self.row_example: Integer[np.ndarray, " n_rows"] = self.examples.row_example.view(np.ndarray)
+        self.row_position: Integer[np.ndarray, " n_rows"] = self.examples.row_position.view(np.ndarray)
         self._firings = FiringsCache()
 
     @classmethod
@@ -134,7 +134,7 @@ class FeatureIndex:
         values = self.unpack(self.array("by_feature/values")[start:stop])
         return Activations(np.asarray(self.array("by_feature/rows")[start:stop]), values)
 
-    def latents_of_row(self, row: int) -> tuple[UInt[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+    def latents_of_row(self, row: int) -> tuple[Integer[np.ndarray, " n"], Float[np.ndarray, " n"]]:
         """Features active on `row`, ascending, and their activations."""
         if not 0 <= row < self.n_rows:
             raise FeatureIndexError(f"There is no row {row}; {self.path} has rows 0 to {self.n_rows - 1}.")
@@ -150,7 +150,7 @@ class FeatureIndex:
 
     def latents_of_example(
         self, example: int
-    ) -> tuple[Int[np.ndarray, " n"], UInt[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+    ) -> tuple[Integer[np.ndarray, " n"], Integer[np.ndarray, " n"], Float[np.ndarray, " n"]]:
         """Rows (int64), features and activations of every code of an example, by row then feature."""
         rows = self.rows_of_example(example)
         offsets = self.array("by_row/offsets")[rows.start : rows.stop + 1]
@@ -177,7 +177,7 @@ class FeatureIndex:
 
     def histogram(
         self, feature: int, n_bins: int = 50
-    ) -> tuple[Float[np.ndarray, " n_edges"], Int[np.ndarray, " n_bins"]]:
+    ) -> tuple[Float[np.ndarray, " n_edges"], Integer[np.ndarray, " n_bins"]]:
         """Edges [n_bins+1] of equal-width bins from 0 to the largest value, and counts of active values."""
         return queries.histogram(self.firings(feature), n_bins)
 

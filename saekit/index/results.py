@@ -4,13 +4,13 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int, UInt
+from jaxtyping import Float, Integer
 
 
 class Activations(NamedTuple):
     """Every row on which a feature is active."""
 
-    rows: UInt[np.ndarray, " n_active"]
+    rows: Integer[np.ndarray, " n_active"]
     """uint32, ascending."""
     values: Float[np.ndarray, " n_active"]
     """float32."""
@@ -32,7 +32,7 @@ class FeatureExample:
     """The feature's activation there."""
     quantile: float
     """Share of the feature's active values that are at most `value`, in (0, 1]."""
-    positions: Int[np.ndarray, " n_active"]
+    positions: Integer[np.ndarray, " n_active"]
     """int32 positions, ascending, of all tokens of this example on which the feature is active."""
     values: Float[np.ndarray, " n_active"]
     """float32 activations at `positions`."""
@@ -43,14 +43,14 @@ class FeatureExample:
 class Neighbours(NamedTuple):
     """Features by cosine of their decoder rows, nearest first."""
 
-    features: Int[np.ndarray, " n"]
+    features: Integer[np.ndarray, " n"]
     cosines: Float[np.ndarray, " n"]
 
 
 class Coactivation(NamedTuple):
     """Features g that fire on the same rows as a feature f, highest Jaccard index first."""
 
-    features: Int[np.ndarray, " n"]
+    features: Integer[np.ndarray, " n"]
     jaccard: Float[np.ndarray, " n"]
     """Rows where both fire / rows where either fires."""
     p_given: Float[np.ndarray, " n"]
@@ -64,9 +64,9 @@ class Coactivation(NamedTuple):
 class LogitLens(NamedTuple):
     """Token ids whose logits a feature moves most: `promoted` from the highest, `suppressed` from the lowest."""
 
-    promoted: Int[np.ndarray, " n"]
+    promoted: Integer[np.ndarray, " n"]
     promoted_values: Float[np.ndarray, " n"]
-    suppressed: Int[np.ndarray, " n"]
+    suppressed: Integer[np.ndarray, " n"]
     suppressed_values: Float[np.ndarray, " n"]
 
 
@@ -101,7 +101,7 @@ class TokenShare(NamedTuple):
 class FeatureMatches(NamedTuple):
     """Features that stand for a token or a label, best first."""
 
-    features: Int[np.ndarray, " n"]
+    features: Integer[np.ndarray, " n"]
     score: Float[np.ndarray, " n"]
     """Harmonic mean of `precision` and `recall`."""
     precision: Float[np.ndarray, " n"]

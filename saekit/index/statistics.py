@@ -28,7 +28,7 @@ Values are those that the index stores (fp16 with a scale). Top tokens and label
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int, Shaped, UInt
+from jaxtyping import Float, Integer, Shaped
 
 from saekit.index.format import QUANTILE_LEVELS, from_order_key, order_key, unpack_values
 
@@ -39,27 +39,27 @@ Columns = dict[str, np.ndarray]
 class RowFacts:
     """What the statistics need to know about the rows, in memory: 4 bytes per row and column."""
 
-    position: Int[np.ndarray, " n_rows"]
-    document: Int[np.ndarray, " n_rows"]
-    token: Int[np.ndarray, " n_rows"] | None
+    position: Integer[np.ndarray, " n_rows"]
+    document: Integer[np.ndarray, " n_rows"]
+    token: Integer[np.ndarray, " n_rows"] | None
     """Token ids; None for images."""
-    label: Int[np.ndarray, " n_rows"] | None
+    label: Integer[np.ndarray, " n_rows"] | None
     """Label of the row's example, -1 for none; None when no example has a label."""
     n_labels: int
-    label_of_document: Int[np.ndarray, " n_documents"]
+    label_of_document: Integer[np.ndarray, " n_documents"]
 
 
 @dataclass(frozen=True, eq=False)
 class Codes:
     """The codes of a range of at most 65,536 features, by feature and then by row."""
 
-    offsets: Int[np.ndarray, " n_features_plus_1"]
-    rows: UInt[np.ndarray, " n_codes"]
+    offsets: Integer[np.ndarray, " n_features_plus_1"]
+    rows: Integer[np.ndarray, " n_codes"]
     packed: Float[np.ndarray, " n_codes"]
     exponent: int
 
     @property
-    def feature(self) -> UInt[np.ndarray, " n_codes"]:
+    def feature(self) -> Integer[np.ndarray, " n_codes"]:
         """uint64 number of each code's feature inside the range."""
         return np.repeat(np.arange(len(self.offsets) - 1, dtype=np.uint64), np.diff(self.offsets))
 
@@ -68,11 +68,11 @@ class Codes:
 class Groups:
     """Sums over the codes that share a feature and a key (a token id or a label), by feature and then by key."""
 
-    feature: Int[np.ndarray, " n_groups"]
-    key: Int[np.ndarray, " n_groups"]
+    feature: Integer[np.ndarray, " n_groups"]
+    key: Integer[np.ndarray, " n_groups"]
     weight: Float[np.ndarray, " n_groups"]
     """float64 sums of |v|."""
-    count: Int[np.ndarray, " n_groups"]
+    count: Integer[np.ndarray, " n_groups"]
 
 
 def block_statistics(codes: Codes, facts: RowFacts, n_rows: int) -> tuple[Columns, Columns]:
@@ -121,7 +121,7 @@ def block_statistics(codes: Codes, facts: RowFacts, n_rows: int) -> tuple[Column
     return columns, table
 
 
-def group(codes: Codes, feature: UInt[np.ndarray, " n_codes"], keys: Int[np.ndarray, " n_codes"]) -> Groups:
+def group(codes: Codes, feature: Integer[np.ndarray, " n_codes"], keys: Integer[np.ndarray, " n_codes"]) -> Groups:
     """Sum |v| over the codes with the same feature and key; codes with a negative key are left out."""
     packed = feature << np.uint64(48) | keys.astype(np.uint64) << np.uint64(16) | _bits(np.abs(codes.packed))
     # One sort of 64-bit integers: NumPy vectorises it, unlike argsort and lexsort.
@@ -139,7 +139,9 @@ def group(codes: Codes, feature: UInt[np.ndarray, " n_codes"], keys: Int[np.ndar
     )
 
 
-def segment_sum(x: Shaped[np.ndarray, " n_codes"], offsets: Int[np.ndarray, " n_plus_1"]) -> Float[np.ndarray, " n"]:
+def segment_sum(
+    x: Shaped[np.ndarray, " n_codes"], offsets: Integer[np.ndarray, " n_plus_1"]
+) -> Float[np.ndarray, " n"]:
     """float64 sums of consecutive segments of `x`; 0 for empty ones."""
     sums = np.zeros(len(offsets) - 1)
     filled = np.flatnonzero(np.diff(offsets))
@@ -148,7 +150,7 @@ def segment_sum(x: Shaped[np.ndarray, " n_codes"], offsets: Int[np.ndarray, " n_
     return sums
 
 
-def _value_quantiles(codes: Codes, feature: UInt[np.ndarray, " n_codes"]) -> Columns:
+def _value_quantiles(codes: Codes, feature: Integer[np.ndarray, " n_codes"]) -> Columns:
     """`quantiles` [n_features n_levels], `max`, q50, q90, q99."""
     ordered = np.sort(feature << np.uint64(16) | order_key(codes.packed))
     keys = ordered.astype(np.uint16)
@@ -168,7 +170,7 @@ def _value_quantiles(codes: Codes, feature: UInt[np.ndarray, " n_codes"]) -> Col
     }
 
 
-def _positions(codes: Codes, facts: RowFacts, n_active: Int[np.ndarray, " n_features"]) -> Columns:
+def _positions(codes: Codes, facts: RowFacts, n_active: Integer[np.ndarray, " n_features"]) -> Columns:
     mean = segment_sum(facts.position[codes.rows], codes.offsets) / _nan_for_none(n_active)
     spread = float(facts.position.std()) if len(facts.position) else 0.0
     bias = (mean - facts.position.mean()) / spread if spread else np.where(n_active > 0, 0.0, np.nan)
@@ -177,7 +179,7 @@ def _positions(codes: Codes, facts: RowFacts, n_active: Int[np.ndarray, " n_feat
 
 def _concentration(
     groups: Groups, n_features: int
-) -> tuple[Float[np.ndarray, " n"], Int[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+) -> tuple[Float[np.ndarray, " n"], Integer[np.ndarray, " n"], Float[np.ndarray, " n"]]:
     """Entropy in bits, top key (-1 for none) and its share, of each feature's distribution over keys."""
     whole = np.bincount(groups.feature, weights=groups.weight, minlength=n_features)
     share = groups.weight / whole[groups.feature]
@@ -196,18 +198,18 @@ def _concentration(
     return np.where(whole > 0, entropy, np.nan).astype(np.float32), top, top_share
 
 
-def _distinct(keys: UInt[np.ndarray, " n"]) -> UInt[np.ndarray, " n_distinct"]:
+def _distinct(keys: Integer[np.ndarray, " n"]) -> Integer[np.ndarray, " n_distinct"]:
     ordered = np.sort(keys)
     return ordered[np.concatenate([[True], ordered[1:] != ordered[:-1]])] if len(ordered) else ordered
 
 
-def _nan_for_none(counts: Int[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+def _nan_for_none(counts: Integer[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
     return np.where(counts > 0, counts, np.nan)
 
 
-def _bits(packed: Float[np.ndarray, " n"]) -> UInt[np.ndarray, " n"]:
+def _bits(packed: Float[np.ndarray, " n"]) -> Integer[np.ndarray, " n"]:
     return packed.view(np.uint16).astype(np.uint64)
 
 
-def _values_of(keys: UInt[np.ndarray, "..."], exponent: int) -> Float[np.ndarray, "..."]:
+def _values_of(keys: Integer[np.ndarray, "..."], exponent: int) -> Float[np.ndarray, "..."]:
     return from_order_key(keys).astype(np.float64) * 2.0**exponent
