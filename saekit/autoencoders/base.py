@@ -110,7 +110,7 @@ def load_autoencoder(path: str | Path) -> Autoencoder:
     return model
 
 
-def _subclasses(cls: type[Autoencoder]) -> dict[str, type[Autoencoder]]:
+def _subclasses(cls: Any) -> dict[str, type[Autoencoder]]:
     found: dict[str, type[Autoencoder]] = {}
     for child in cls.__subclasses__():
         found |= {child.__name__: child} | _subclasses(child)

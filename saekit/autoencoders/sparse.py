@@ -12,12 +12,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import embedding_bag
 
+from saekit import kernels
 from saekit.autoencoders.base import Autoencoder, LossTerms
 from saekit.autoencoders.sparsity import Sparsity, StepState, TopK
 from saekit.errors import ConfigError, InputError
-from saekit.kernels import SparseLatents, Weights
+from saekit.kernels import SparseLatents, StepChooser, Weights
 
-_ENCODE_ROWS = 1024
+_ENCODE_ROWS = 2048
+_SLAB_ENTRIES = 1 << 19
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +39,9 @@ class SparseAutoencoderConfig:
     """A latent that fired for none of this many tokens in a row is dead."""
     seed: int = 0
     """Seed of the initial weights."""
+    kernel: kernels.Path = "auto"
+    """How training steps are computed, to the same result: on all entries (`dense`), on the active ones (`sparse`), or
+    whichever is faster (`auto`)."""
 
     def __post_init__(self) -> None:
         problems = [
@@ -46,6 +51,8 @@ class SparseAutoencoderConfig:
         ]
         if self.decoder_norm not in ("auto", "unit", "free"):
             problems.append(f"decoder_norm={self.decoder_norm!r} is not 'auto', 'unit' or 'free'")
+        if self.kernel not in ("auto", "dense", "sparse"):
+            problems.append(f"kernel={self.kernel!r} is not 'auto', 'dense' or 'sparse'")
         if problems:
             raise ConfigError(f"SparseAutoencoderConfig: {'; '.join(problems)}.")
         self.sparsity.build(self.d_sae)
@@ -72,11 +79,12 @@ class SparseAutoencoder(Autoencoder):
         super().__init__(config)
         d_in, d_sae = config.d_in, config.d_sae
         self.sparsifier = config.sparsity.build(d_sae)
+        self.chooser = StepChooser(config.kernel)
         generator = torch.Generator().manual_seed(config.seed)
         W_dec = torch.randn(d_sae, d_in, generator=generator)
         W_dec /= W_dec.norm(dim=1, keepdim=True)
-        # Transposed storage: one latent's encoder direction is contiguous, as its decoder row is.
-        self.W_enc = nn.Parameter(W_dec.clone().T)
+        # Held transposed: steps read and write whole latents, and optimizers copy parameters that are not contiguous.
+        self.W_enc_T = nn.Parameter(W_dec.clone())
         self.b_enc = nn.Parameter(torch.full((d_sae,), self.sparsifier.initial_bias))
         self.W_dec = nn.Parameter(W_dec)
         self.b_dec = nn.Parameter(torch.zeros(d_in))
@@ -87,8 +95,13 @@ class SparseAutoencoder(Autoencoder):
         self.register_buffer("sparsity_scale", torch.ones(()))
 
     @property
+    def W_enc(self) -> Float[Tensor, "d_in d_sae"]:
+        """The encoder's weights, a view of the parameter `W_enc_T [d_sae d_in]`."""
+        return self.W_enc_T.T
+
+    @property
     def weights(self) -> Weights:
-        return Weights(self.W_enc, self.b_enc, self.W_dec, self.b_dec)
+        return Weights(self.W_enc_T, self.b_enc, self.W_dec, self.b_dec)
 
     @property
     def is_dead(self) -> Bool[Tensor, " d_sae"]:
@@ -126,7 +139,9 @@ class SparseAutoencoder(Autoencoder):
 
         Ordered by row, then by latent. `active_above` is 0 but for KLDivergence, whose latents are never zero.
         """
-        parts = [self.sparsifier.active(self._pre_activations(rows)) for rows in x.split(_ENCODE_ROWS)]
+        parts = [
+            self.sparsifier.active(self._normalize(rows) - self.b_dec, self.weights) for rows in x.split(_ENCODE_ROWS)
+        ]
         if len(parts) == 1:
             return parts[0]
         counts = torch.cat([part.row_offsets.diff() for part in parts] or [self.n_tokens_seen.new_zeros(0)])
@@ -158,7 +173,7 @@ class SparseAutoencoder(Autoencoder):
         about the input mean) and `dead` (share of latents that are dead).
         """
         x_n = self._normalize(x)
-        state = StepState(self.is_dead, self.sparsity_scale, self.decoder_is_free)
+        state = StepState(self.is_dead, self.sparsity_scale, self.decoder_is_free, self.chooser)
         step, penalties = self.sparsifier.training_step(x_n, self.weights, state)
         total = step.reconstruction + torch.stack(list(penalties.values())).sum()
         with torch.no_grad():
@@ -182,14 +197,18 @@ class SparseAutoencoder(Autoencoder):
         gradient = self.W_dec.grad
         if self.decoder_is_free or gradient is None:
             return
-        along = torch.linalg.vecdot(gradient, self.W_dec)
-        gradient.addcmul_(self.W_dec, along[:, None], value=-1)
+        for rows, of_rows in zip(self._slabs(self.W_dec), self._slabs(gradient), strict=True):
+            of_rows.addcmul_(rows, torch.linalg.vecdot(of_rows, rows)[:, None], value=-1)
 
     @torch.no_grad()
     def project_(self) -> None:
         """Bring the rows of W_dec back to norm 1, unless they are free."""
+        # Its work is done: the memory serves the next step's gradients once `zero_grad` lets go of it.
+        self.chooser.buffers.keep(self.W_enc_T.grad)
+        self.chooser.buffers.keep(self.W_dec.grad)
         if not self.decoder_is_free:
-            self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True))
+            for rows in self._slabs(self.W_dec):
+                rows.div_(torch.linalg.vector_norm(rows, dim=1, keepdim=True))
 
     def extra_repr(self) -> str:
         return f"d_in={self.config.d_in}, d_sae={self.config.d_sae}"
@@ -210,6 +229,12 @@ class SparseAutoencoder(Autoencoder):
 
     def _denormalize(self, x: Tensor) -> Tensor:
         return x / self.input_scale + self.input_mean
+
+    def _slabs(self, matrix: Tensor) -> tuple[Tensor, ...]:
+        """Rows of a `[d_sae d_in]` matrix in parts that fit a CPU's cache, so that two passes over one cost one."""
+        if matrix.device.type != "cpu":
+            return (matrix,)
+        return matrix.split(max(1, _SLAB_ENTRIES // self.config.d_in))
 
     def _pre_activations(self, x: Tensor) -> Tensor:
         return torch.addmm(self.b_enc, self._normalize(x) - self.b_dec, self.W_enc)

@@ -16,7 +16,7 @@ from torch.nn.functional import logsigmoid
 
 from saekit import kernels
 from saekit.errors import ConfigError
-from saekit.kernels import SparseLatents, Step, Weights
+from saekit.kernels import SparseLatents, Step, StepChooser, Weights
 
 
 class StepState(NamedTuple):
@@ -27,6 +27,7 @@ class StepState(NamedTuple):
     """Multiplies the penalty that makes latents sparse; a schedule sets it."""
     decoder_is_free: bool
     """Rows of `W_dec` may have any norm, so a penalty on the latents must be weighted by it."""
+    chooser: StepChooser
 
 
 class Sparsifier(nn.Module, ABC):
@@ -47,9 +48,9 @@ class Sparsifier(nn.Module, ABC):
     ) -> tuple[Step, dict[str, Tensor]]:
         """The step on normalised inputs, and the penalties by name as they are added to its reconstruction loss."""
 
-    def active(self, pre_acts: Float[Tensor, "batch d_sae"]) -> SparseLatents:
-        """The entries of `forward` above `active_above`."""
-        latents = self(pre_acts)
+    def active(self, centred: Float[Tensor, "batch d_in"], weights: Weights) -> SparseLatents:
+        """The entries of `forward` above `active_above`, for inputs that are normalised and have b_dec subtracted."""
+        latents = self(torch.addmm(weights.b_enc, centred, weights.W_enc_T.T))
         is_active = latents > self.active_above
         rows, columns = is_active.nonzero(as_tuple=True)
         row_offsets = torch.zeros(len(latents) + 1, dtype=torch.int64, device=latents.device)
@@ -88,9 +89,11 @@ class ReluSparsifier(Sparsifier):
     def training_step(
         self, x: Float[Tensor, "batch d_in"], weights: Weights, state: StepState
     ) -> tuple[Step, dict[str, Tensor]]:
-        pre_acts = kernels.pre_activations(x, weights)
-        step = kernels.relu_step(x, pre_acts, weights, weigh_by_decoder=state.decoder_is_free)
+        step = state.chooser.relu_step(x, weights, weigh_by_decoder=state.decoder_is_free)
         return step, {"l1": self.spec.l1 * state.sparsity_scale * step.penalty}
+
+    def active(self, centred: Float[Tensor, "batch d_in"], weights: Weights) -> SparseLatents:
+        return kernels.active_relu(centred, weights) or super().active(centred, weights)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,7 +197,7 @@ class KLDivergenceSparsifier(Sparsifier):
 
 @dataclass(frozen=True, kw_only=True)
 class TopK:
-    """Keep the k largest pre-activations of each row, with AuxK for dead latents (Gao et al. 2024, arXiv:2406.04093)."""
+    """Keep the k largest pre-activations of each row; AuxK trains dead latents (Gao et al. 2024, arXiv:2406.04093)."""
 
     k: int = 32
     """Latents kept per row; those of them that are negative are zero, so fewer may be active."""
@@ -236,9 +239,11 @@ class TopKSparsifier(Sparsifier):
         self, x: Float[Tensor, "batch d_in"], weights: Weights, state: StepState
     ) -> tuple[Step, dict[str, Tensor]]:
         k_aux = (self.spec.k_aux or max(1, x.shape[1] // 2)) if self.spec.auxk > 0 else 0
-        pre_acts = kernels.pre_activations(x, weights)
-        step = kernels.topk_step(x, pre_acts, weights, self.spec.k, k_aux, state.is_dead)
+        step = state.chooser.topk_step(x, weights, self.spec.k, k_aux, state.is_dead)
         return step, {"auxk": self.spec.auxk * step.penalty}
+
+    def active(self, centred: Float[Tensor, "batch d_in"], weights: Weights) -> SparseLatents:
+        return kernels.active_topk(centred, weights, self.spec.k) or super().active(centred, weights)
 
 
 Sparsity = Relu | KLDivergence | TopK

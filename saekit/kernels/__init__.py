@@ -1,15 +1,18 @@
 """The training step of a sparse autoencoder: a dense reference, an exact sparse one, and the choice between them."""
 
-from saekit.kernels.reference import auxk, pre_activations, relu_step, topk_latents, topk_step
+from saekit.kernels.chooser import Path, StepChooser, active_relu, active_topk
+from saekit.kernels.dense import pre_activations
+from saekit.kernels.reference import topk_latents
 from saekit.kernels.types import SparseLatents, Step, Weights
 
 __all__ = [
+    "Path",
     "SparseLatents",
     "Step",
+    "StepChooser",
     "Weights",
-    "auxk",
+    "active_relu",
+    "active_topk",
     "pre_activations",
-    "relu_step",
     "topk_latents",
-    "topk_step",
 ]

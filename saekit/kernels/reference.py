@@ -13,7 +13,7 @@ from saekit.kernels.types import Step, Weights
 
 def pre_activations(x: Float[Tensor, "batch d_in"], weights: Weights) -> Float[Tensor, "batch d_sae"]:
     """The encoder's affine map, before the nonlinearity."""
-    return torch.addmm(weights.b_enc, x - weights.b_dec, weights.W_enc)
+    return torch.addmm(weights.b_enc, x - weights.b_dec, weights.W_enc_T.T)
 
 
 def relu_step(

@@ -8,14 +8,14 @@ from torch import Tensor
 
 
 class Weights(NamedTuple):
-    """The four parameters of an affine encoder and decoder, in the orientation used everywhere in saekit."""
+    """The four parameters of an affine encoder and decoder."""
 
-    W_enc: Tensor
-    """`[d_in d_sae]`. Column-major in memory: the sparse step reads and writes whole latents."""
+    W_enc_T: Tensor
+    """`[d_sae d_in]`: W_enc transposed, because a sparse step reads and writes whole latents."""
     b_enc: Tensor
     """`[d_sae]`."""
     W_dec: Tensor
-    """`[d_sae d_in]`, row-major."""
+    """`[d_sae d_in]`."""
     b_dec: Tensor
     """`[d_in]`: added to the decoder's output and subtracted from the encoder's input."""
 

@@ -1,0 +1,96 @@
+"""Which path a training step takes: dense while many latents are active, sparse once few are."""
+
+import logging
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from saekit.errors import ConfigError
+from saekit.kernels import active, cpu, dense, reference
+from saekit.kernels.buffers import GradientBuffers
+from saekit.kernels.types import SparseLatents, Step, Weights
+
+Path = Literal["auto", "dense", "sparse"]
+
+MAX_DENSITY = 0.04
+"""Share of active entries above which dense products are the faster ones; see scripts/bench_step.py."""
+
+_logger = logging.getLogger("saekit.kernels")
+
+
+class StepChooser:
+    """Runs training steps by the dense or the sparse path; both give the same losses and gradients.
+
+    The choice depends on the batch and the weights alone, not on earlier steps, so a resumed run repeats it. A sparse
+    path exists for float32 and float64 on the CPU; elsewhere `auto` is dense and `sparse` is refused.
+    """
+
+    def __init__(self, path: Path = "auto", max_density: float = MAX_DENSITY) -> None:
+        self.path = path
+        self.max_density = max_density
+        self.buffers = GradientBuffers()
+        self._last: str | None = None
+
+    def relu_step(self, x: Float[Tensor, "batch d_in"], weights: Weights, weigh_by_decoder: bool) -> Step:
+        """ReLU latents and their L1 norm; see `reference.relu_step`."""
+        if self._may_be_sparse(x, weights):
+            limit = 1.0 if self.path == "sparse" else self.max_density
+            step = cpu.relu_step(x, weights, weigh_by_decoder, limit, self.buffers)
+            if step is not None:
+                return self._took("sparse", step)
+        return self._took("dense", reference.relu_step(x, dense.pre_activations(x, weights), weights, weigh_by_decoder))
+
+    def topk_step(
+        self, x: Float[Tensor, "batch d_in"], weights: Weights, k: int, k_aux: int, is_dead: Bool[Tensor, " d_sae"]
+    ) -> Step:
+        """TopK latents and AuxK; see `reference.topk_step`."""
+        is_sparse = self.path == "sparse" or k <= self.max_density * len(weights.b_enc)
+        if is_sparse and self._may_be_sparse(x, weights):
+            return self._took("sparse", cpu.topk_step(x, weights, k, k_aux, is_dead, self.buffers))
+        pre_acts = dense.pre_activations(x, weights)
+        return self._took("dense", reference.topk_step(x, pre_acts, weights, k, k_aux, is_dead))
+
+    def _may_be_sparse(self, x: Tensor, weights: Weights) -> bool:
+        if self.path == "dense":
+            return False
+        obstacle = _obstacle(x, weights)
+        if obstacle and self.path == "sparse":
+            raise ConfigError(f"The sparse step was asked for, but {obstacle}. Type: kernel='auto'")
+        return not obstacle
+
+    def _took(self, path: str, step: Step) -> Step:
+        if path != self._last:
+            n_rows, d_sae = len(step.x_hat), len(step.n_fired)
+            density = float(step.n_fired.sum()) / max(1, n_rows * d_sae) if step.x_hat.device.type == "cpu" else None
+            detail = "" if density is None else f", {density:.2%} of latents active"
+            _logger.info("Training takes the %s path (%s%s).", path, step.x_hat.device.type, detail)
+            self._last = path
+        return step
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "StepChooser":
+        return StepChooser(self.path, self.max_density)
+
+
+def active_relu(centred: Float[Tensor, "batch d_in"], weights: Weights) -> SparseLatents | None:
+    """`active.active_relu` where it exists, else None."""
+    return None if _obstacle(centred, weights) else active.active_relu(centred, weights)
+
+
+def active_topk(centred: Float[Tensor, "batch d_in"], weights: Weights, k: int) -> SparseLatents | None:
+    """`active.active_topk` where it exists, else None."""
+    return None if _obstacle(centred, weights) else active.active_topk(centred, weights, k)
+
+
+def _obstacle(x: Tensor, weights: Weights) -> str:
+    """Why the CPU's sparse code cannot serve these tensors; empty if it can."""
+    if any(tensor.device.type != "cpu" for tensor in (x, *weights)):
+        return f"there is none for {x.device.type} yet"
+    if x.dtype not in (torch.float32, torch.float64) or any(tensor.dtype != x.dtype for tensor in weights):
+        return f"it takes float32 or float64 throughout, not {x.dtype} and {weights.W_enc_T.dtype}"
+    if torch.is_autocast_enabled("cpu"):
+        return "autocast is on, which it does not follow"
+    if x.requires_grad and torch.is_grad_enabled():
+        return "it gives no gradient of its input, which asks for one"
+    return ""
