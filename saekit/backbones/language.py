@@ -69,11 +69,17 @@ class TextBackbone(Backbone):
     ) -> Iterator[Example]:
         windows = self._check(options)
         special = np.array(sorted(set(self.tokenizer.all_special_ids)), dtype=np.int32)
-        documents = self._readable(only(inputs, Document, self.spec), skipped)
+        documents = only(inputs, Document, self.spec)
         while chunk := list(itertools.islice(documents, _DOCUMENTS_AT_ONCE)):
-            texts = [document.text for document in chunk]
-            encoded = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-            for document, ids in zip(chunk, encoded, strict=True):
+            unreadable = [_unreadable(document.text) for document in chunk]
+            texts = [document.text for document, reason in zip(chunk, unreadable, strict=True) if reason is None]
+            encoded = iter(self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else [])
+            # What is skipped is logged between the examples before and after it: an interrupted run counts on that.
+            for document, reason in zip(chunk, unreadable, strict=True):
+                if reason is not None:
+                    skipped.add(document.id, reason)
+                    continue
+                ids = next(encoded)
                 found = False
                 for example in self._windows(document, np.asarray(ids, dtype=np.int32), windows, special):
                     found = True
@@ -81,19 +87,6 @@ class TextBackbone(Backbone):
                 if not found:
                     short = len(ids) < windows.min_tokens
                     skipped.add(document.id, f"fewer than {windows.min_tokens} tokens" if short else "no token to keep")
-
-    @staticmethod
-    def _readable(documents: Iterator[Document], skipped: SkipLog) -> Iterator[Document]:
-        for document in documents:
-            try:
-                document.text.encode()
-            except UnicodeEncodeError:  # a lone surrogate, which JSON can spell and tokenizers cannot read
-                skipped.add(document.id, "not valid Unicode")
-                continue
-            if document.text.strip():
-                yield document
-            else:
-                skipped.add(document.id, "no text")
 
     def _windows(
         self, document: Document, ids: np.ndarray, options: TextWindows, special: np.ndarray
@@ -283,6 +276,15 @@ class EncoderLM(TextBackbone):
         plain, dressed = (self.tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
         start = next((i for i in range(len(dressed)) if dressed[i : i + len(plain)] == plain), 0)
         return list(dressed[:start]), list(dressed[start + len(plain) :])
+
+
+def _unreadable(text: str) -> str | None:
+    """Why a text cannot be tokenized, or None."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # a lone surrogate, which JSON can spell
+        return "not valid Unicode"
+    return None if text.strip() else "no text"
 
 
 def _max_context(model: Any, tokenizer: Any) -> int | None:

@@ -13,7 +13,7 @@ from torch import nn
 
 from saekit.backbones.base import Location, resolve_dtype
 from saekit.backbones.third_party import import_transformers
-from saekit.errors import BackboneError, require
+from saekit.errors import BackboneError, MissingExtraError, require
 
 # Weights that a forward up to the residual stream and the logits does not use, so that they may be missing.
 _UNUSED = ("pooler", "mask_token", "position_ids", "text_model", "logit_scale", "logit_bias", "projection.weight")
@@ -54,13 +54,15 @@ def tokenizer_location(location: Location) -> Location:
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Without the progress bars that Transformers draws while it reads a checkpoint."""
+    """Without the progress bars that Transformers draws while it reads a checkpoint, and its list of unused weights."""
     logging = import_transformers().utils.logging
-    shown = logging.is_progress_bar_enabled()
+    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(verbosity)
         if shown:
             logging.enable_progress_bar()
 
@@ -108,10 +110,8 @@ def load_model(
     try:
         with quietly():
             model, report = auto.from_pretrained(**location, dtype=computed, output_loading_info=True)
-    except ImportError:
-        raise
     except Exception as cause:  # Transformers, safetensors and gguf each raise their own kinds
-        raise BackboneError(f"{spec}: its weights cannot be read: {first_line(cause)}") from None
+        raise unreadable(f"{spec}: its weights cannot be read", cause, "lm") from None
     missing = sorted(key for key in report["missing_keys"] if not any(part in key for part in _UNUSED))
     mismatched = sorted(str(key[0] if isinstance(key, tuple) else key) for key in report.get("mismatched_keys", ()))
     if missing or mismatched:
@@ -126,11 +126,17 @@ def load_tokenizer(location: Location, spec: str) -> Any:
     """The checkpoint's tokenizer; raises `BackboneError` when there is none."""
     transformers = import_transformers()
     try:
-        return transformers.AutoTokenizer.from_pretrained(**tokenizer_location(location))
-    except ImportError:
-        raise
+        with quietly():
+            return transformers.AutoTokenizer.from_pretrained(**tokenizer_location(location))
     except Exception as cause:
-        raise BackboneError(f"{spec}: its tokenizer cannot be read: {first_line(cause)}") from None
+        raise unreadable(f"{spec}: its tokenizer cannot be read", cause, "lm") from None
+
+
+def unreadable(what: str, cause: Exception, extra: str) -> BackboneError | MissingExtraError:
+    """The error to raise when a library could not read part of a checkpoint, perhaps for want of another library."""
+    if isinstance(cause, ImportError):
+        return MissingExtraError(f"{what}: {first_line(cause)} Type: pip install 'saekit[{extra}]'")
+    return BackboneError(f"{what}: {first_line(cause)}")
 
 
 def first_line(cause: BaseException) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from saekit.backbones.base import Backbone, Batch, Location, only
 from saekit.backbones.images import Preprocessing, thumbnail, upright_rgb
 from saekit.backbones.options import IMAGE_TOKENS, ImageTokens, TextWindows
-from saekit.backbones.pretrained import first_line, load_config, load_model
+from saekit.backbones.pretrained import first_line, load_config, load_model, quietly, unreadable
 from saekit.backbones.third_party import import_transformers
 from saekit.errors import BackboneError, ConfigError, HookPointError, InputError
 from saekit.inputs import Document, ImageInput, SkipLog
@@ -230,14 +230,11 @@ def _prefix_names(model: nn.Module) -> list[str]:
 def _read_preprocessing(location: Location, spec: str) -> Preprocessing:
     transformers = import_transformers("vision")
     try:
-        processor = transformers.AutoImageProcessor.from_pretrained(**location, backend="pil")
-    except ImportError:
-        raise
+        with quietly():
+            processor = transformers.AutoImageProcessor.from_pretrained(**location, backend="pil")
     except Exception as cause:
-        raise BackboneError(
-            f"{spec}: how its images are prepared cannot be read: {first_line(cause)}. A checkpoint needs a "
-            f"preprocessor_config.json beside its weights."
-        ) from None
+        what = f"{spec}: its preprocessor_config.json, which says how images are prepared, cannot be read"
+        raise unreadable(what, cause, "vision") from None
     size, crop = processor.size, processor.crop_size if processor.do_center_crop else None
     shorter = size.get("shortest_edge")
     resize_to = shorter or size.get("height")
