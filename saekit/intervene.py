@@ -20,7 +20,7 @@ from saekit.errors import ConfigError
 from saekit.hooks import patch
 
 Rows = Float[Tensor, "row width"]
-Positions = Sequence[Int[np.ndarray, " n_positions"]]
+Positions = Sequence[Int[np.ndarray, "_"]]
 """For each sequence of the batch, the positions to change, prefix included in the count (as in `Example.kept`)."""
 
 

@@ -22,7 +22,7 @@ class Method:
 
     name: str
     """`"sae"`, `"identity"`, `"pca"`, `"random dictionary"`, `"mean"` or `"zero"`."""
-    k: float | None = None
+    k: float | int | None = None
     """Numbers kept per row: the autoencoder's L0, the rank of PCA; None where that has no meaning."""
     reconstruction: Reconstruction | None = None
     """How near it comes to the activations."""

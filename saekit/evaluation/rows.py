@@ -7,12 +7,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from saekit.errors import ConfigError
+from saekit.errors import ConfigError, StoreError
 from saekit.evaluation.reconstruction import RowChunk
 from saekit.store import ActivationStore
 from saekit.store.split import held_out
 
-Examples = Int[np.ndarray, " n_examples"]
+Examples = Int[np.ndarray, "_"]
 
 
 def split_examples(store: ActivationStore, held_out_share: float) -> tuple[Examples, Examples]:
@@ -80,10 +80,10 @@ def row_chunks(
             documents.append(np.asarray(table.document_of)[table.row_example[start:stop]])
             n_waiting, start = n_waiting + stop - start, stop
             if n_waiting == chunk_rows:
-                yield torch.cat(parts).to(device), np.concatenate(documents)
+                yield _finite(torch.cat(parts), store).to(device), np.concatenate(documents)
                 parts, documents, n_waiting = [], [], 0
     if n_waiting:
-        yield torch.cat(parts).to(device), np.concatenate(documents)
+        yield _finite(torch.cat(parts), store).to(device), np.concatenate(documents)
 
 
 @torch.no_grad()
@@ -106,3 +106,12 @@ def mean_and_covariance(
         n += len(rows)
     shift = total / n
     return centre.double().cpu() + shift, products / n - torch.outer(shift, shift)
+
+
+def _finite(rows: Tensor, store: ActivationStore) -> Tensor:
+    # One NaN would make every number of the evaluation NaN; a sum shows it, and finite rows that overflow it are rare.
+    if not torch.isfinite(rows.sum(dtype=torch.float32)) and not torch.isfinite(rows).all():
+        raise StoreError(
+            f"{store.path} holds NaN or infinite activations. Type: ActivationStore.open({str(store.path)!r}, verify=True)"
+        )
+    return rows

@@ -77,6 +77,7 @@ class SplicedBackbone:
 
     def check(self, examples: Sequence[Example], indices: Sequence[int]) -> float:
         """Relative difference between what the backbone gives for `examples` and their stored rows."""
+        self._check_vocabulary(examples)
         offsets = self.store.examples.row_offsets
         error = norm = 0.0
         for which, found in self.backbone.activations(examples, [self.hook_point], self.batch_size):
@@ -102,6 +103,13 @@ class SplicedBackbone:
                 "--backbone, or leave faithfulness out with --backbone none."
             )
         return difference
+
+    def _check_vocabulary(self, examples: Sequence[Example]) -> None:
+        largest = max((int(e.token_ids.max()) for e in examples if e.token_ids is not None), default=-1)
+        if largest >= 0 and largest >= (size := self.backbone.model.get_input_embeddings().weight.shape[0]):
+            raise ConfigError(
+                f"The store has token {largest}, {self.backbone.spec} has {size} tokens; it is not the model of this store."
+            )
 
 
 def _next_token(

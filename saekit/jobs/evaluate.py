@@ -31,6 +31,7 @@ from saekit.evaluation.rows import mean_and_covariance, random_documents, random
 from saekit.evaluation.spliced import SplicedBackbone
 from saekit.files import to_tagged, write_json
 from saekit.inputs import ImageInput, SkipLog, read_images
+from saekit.jobs.index import find_checkpoint, matching_hook_point
 from saekit.store import ActivationStore
 
 PCA_ROWS = 32_768  # rows that PCA is fitted on: many times any width, and seconds to read
@@ -41,7 +42,7 @@ class EvaluateConfig:
     """Measure a checkpoint: FVU, L0, dead latents, and what splicing it into the backbone costs, beside baselines."""
 
     checkpoint: Path
-    """Folder of the autoencoder."""
+    """Folder of a training run, or of a checkpoint."""
     store: Path
     """Activations to measure on: those it was trained on (held-out documents are used) or others of the same hook
     point."""
@@ -79,9 +80,10 @@ class EvaluateConfig:
 def run(config: EvaluateConfig) -> Path:
     """Evaluate what `config` names, print the table and write `metrics.json`; returns its path."""
     store = ActivationStore.open(config.store)
-    sae = load_autoencoder(config.checkpoint)
+    checkpoint = find_checkpoint(config.checkpoint)
+    sae = load_autoencoder(checkpoint)
     # Before the model is loaded, which is what takes long.
-    point = _matching_hook_point(sae, store, config.hook_point)
+    point = matching_hook_point(sae, store, config.hook_point, allow_other_store=True)
     backbone, skipped = None, "no backbone was asked for (--backbone none)"
     if config.backbone != "none":
         recorded = store.provenance(point)["backbone"] or {}
@@ -136,10 +138,11 @@ def evaluate(
     whole documents of at least `n_baseline_tokens` rows, faithfulness on `n_examples` examples. `inputs` are the images
     of an image store, which is not able to give them back. `sae` and `backbone` must be on one device.
 
-    Raises `ConfigError` when autoencoder, store and backbone do not belong together, or when nothing is held out;
-    `InputError` when `inputs` lacks images of the store.
+    Raises `CheckpointError` when autoencoder and store do not belong together, `ConfigError` when the backbone does not
+    give the stored activations or nothing is held out, `InputError` when `inputs` lacks images of the store, and
+    `StoreError` for rows that are not finite.
     """
-    point = _matching_hook_point(sae, store, hook_point)
+    point = matching_hook_point(sae, store, hook_point, allow_other_store=True)
     share = float((sae.provenance or {}).get("held_out_share", 0.0)) if held_out_share is None else held_out_share
     evaluated, seen = split_examples(store, share)
     device = next(sae.parameters()).device
@@ -213,22 +216,6 @@ def evaluate(
         ),
         faithfulness=facts,
     )
-
-
-def _matching_hook_point(sae: Autoencoder, store: ActivationStore, hook_point: str | None) -> str:
-    """The hook point to evaluate at. Raises `ConfigError` when the checkpoint and the store do not belong together."""
-    provenance = sae.provenance or {}
-    point = store.resolve(hook_point or provenance.get("hook_point"))
-    problems = []
-    if sae.config.d_in != (width := store.d_model(point)):
-        problems.append(f"it takes width {sae.config.d_in}, the rows at {point!r} have {width}")
-    trained = (provenance.get("backbone") or {}).get("spec")
-    stored = (store.provenance(point)["backbone"] or {}).get("spec")
-    if trained is not None and stored is not None and trained != stored:
-        problems.append(f"it was trained on activations of {trained!r}, the store holds those of {stored!r}")
-    if problems:
-        raise ConfigError(f"This checkpoint and {store.path} do not belong together: {'; '.join(problems)}.")
-    return point
 
 
 def _describe(sae: Autoencoder) -> dict[str, Any]:
