@@ -27,21 +27,24 @@ def list_hook_points(backbone: Backbone) -> list[tuple[str, str, int]]:
 def run(config: HooksConfig) -> None:
     """Print the model's shape and its hook points."""
     backbone = load_backbone(config.model)
-    print(f"{backbone.spec}: {backbone.family}, {backbone.n_layers} layers, d_model {backbone.d_model}")
-    prefix = ", ".join(backbone.layout.prefix) or "none"
-    print(f"tokens before the {backbone.layout.content}s: {prefix}\n")
+    content = {"token": "text", "patch": "patches"}[backbone.layout.content]
+    lines = [
+        f"{backbone.spec}: {backbone.family}, {backbone.n_layers} layers, d_model {backbone.d_model}",
+        f"tokens before the {content}: {', '.join(backbone.layout.prefix) or 'none'}",
+        "",
+    ]
     listed = list_hook_points(backbone)
     wide = max(len(name) for name, _, _ in listed)
-    print(f"{'hook point':<{wide}}  width  module")
-    for name, module, width in listed:
-        print(f"{name:<{wide}}  {width:>5}  {module}")
-    if not config.modules:
-        print("\nEvery module path of the model is a hook point too, with :input or :output. List them: --modules")
-        return
-    print("\nmodule (class, width of its output where it gives one row per token)")
-    for path, module in backbone.model.named_modules():
-        if path:
-            print(f"  {path}  {type(module).__name__} {_width(backbone, path)}")
+    lines.append(f"{'hook point':<{wide}}  width  module")
+    lines += [f"{name:<{wide}}  {width:>5}  {module}" for name, module, width in listed]
+    lines.append("")
+    if config.modules:
+        lines.append("module  class  width of its output, where it gives one row per token")
+        modules = [(path, type(module).__name__) for path, module in backbone.model.named_modules() if path]
+        lines += [f"{path}  {name}  {_width(backbone, path)}" for path, name in modules]
+    else:
+        lines.append("Every module path is a hook point too, with :input or :output. List them: --modules")
+    print("\n".join(lines))
 
 
 def _width(backbone: Backbone, path: str) -> str:
