@@ -37,8 +37,8 @@ class Browse:
     """What to search for."""
     by: str = "token"
     """Where: `token`, `class` (label of the documents or images) or `words` (people's labels, tags, notes, ids)."""
-    sort: str = "auto"
-    """A column; `auto` is the match score while searching and density otherwise."""
+    sort: str = "best"
+    """One of `sort_columns`."""
     ascending: bool = False
     low: str = "0"
     """Lowest density, one of `DENSITY_STOPS`."""
@@ -107,28 +107,37 @@ def list_features(index: FeatureIndex, browse: Browse) -> Listing:
     return Listing(features, None if score is None else score[features], note)
 
 
-def sort_keys(index: FeatureIndex) -> dict[str, str]:
-    """Columns that a list can be sorted by: key -> what people read."""
-    entropy = {"token_entropy": "Token entropy", "label_entropy": "Class entropy"}
+def sort_columns(index: FeatureIndex) -> dict[str, str]:
+    """What a list can be sorted by: the word that people read (and addresses hold) -> the statistics column.
+
+    `best` is the match score while searching and density otherwise; `number` and `label` are no statistics.
+    """
+    entropy = entropy_column(index)
     return {
-        "auto": "Best match, else density",
-        "feature": "Feature number",
-        "label": "Label",
-        "density": "Density",
-        "max": "Highest activation",
-        "mean": "Mean activation",
-        **{key: name for key, name in entropy.items() if key in index.stats},
-        "nearest_cosine": "Nearest cosine",
+        "best": "",
+        "density": "density",
+        "max": "max",
+        "mean": "mean",
+        **({"entropy": entropy} if entropy else {}),
+        "nearest": "nearest_cosine",
+        "number": "",
+        "label": "",
     }
+
+
+def entropy_column(index: FeatureIndex) -> str | None:
+    """The column that says how many different things a feature fires on: by token for text, by class for images."""
+    return next((key for key in ("token_entropy", "label_entropy") if key in index.stats), None)
 
 
 def _order(
     index: FeatureIndex, features: Int[np.ndarray, " n"], browse: Browse, score: Float[np.ndarray, " d_sae"] | None
 ) -> Int[np.ndarray, " n"]:
     key = browse.sort
-    if key not in sort_keys(index) or key == "auto":
+    columns = sort_columns(index)
+    if key not in columns or key == "best":
         column = np.asarray(index.stats["density"] if score is None else score)[features]
-    elif key == "feature":
+    elif key == "number":
         column = features
     elif key == "label":
         names = {feature: note.label for feature, note in index.annotations.all().items() if note.label}
@@ -138,7 +147,7 @@ def _order(
         # Features without a label come last whichever way the labels are sorted.
         return np.argsort([place.get(feature, len(place)) for feature in features.tolist()], kind="stable")
     else:
-        column = np.asarray(index.stats[key])[features].astype(np.float64)
+        column = np.asarray(index.stats[columns[key]])[features].astype(np.float64)
     column = column.astype(np.float64)
     if not browse.ascending:
         column = -column

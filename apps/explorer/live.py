@@ -52,7 +52,7 @@ def load_live(index: FeatureIndex, settings: Settings) -> LiveModel:
         )
     if autoencoder.config.d_sae != index.d_sae:
         raise CheckpointError(
-            f"{checkpoint} has {autoencoder.config.d_sae} latents and the index {index.d_sae}; they do not belong together. "
+            f"{checkpoint} has {autoencoder.config.d_sae} latents and the index {index.d_sae}; they do not match. "
             "Type: saekit explore INDEX --checkpoint CHECKPOINT"
         )
     about = index.meta

@@ -10,12 +10,12 @@ from jaxtyping import Float
 from saekit.errors import FeatureIndexError
 from saekit.files import read_json
 from saekit.index import FeatureIndex
+from saekit_explorer.browse import entropy_column
 from saekit_explorer.widgets import (
     DENSE,
     DUPLICATE_COSINE,
     VERY_DENSE,
     Json,
-    entropy_key,
     one_in,
     shown_number,
     shown_percent,
@@ -107,7 +107,7 @@ def starters(index: FeatureIndex, n: int = N_STARTERS) -> np.ndarray:
     good = (density >= low) & (density <= high)
     if good.sum() < n:
         good = density > 0
-    key = entropy_key(index)
+    key = entropy_column(index)
     entropy = np.nan_to_num(np.asarray(stats[key], dtype=np.float64)) if key else np.zeros(index.d_sae)
     with np.errstate(divide="ignore", invalid="ignore"):
         contrast = np.log(np.asarray(stats["max"], dtype=np.float64) / np.asarray(stats["q50"], dtype=np.float64))
@@ -145,7 +145,8 @@ def density_histogram(index: FeatureIndex) -> Json | None:
         "ticks": [[-2, "1%"]] if low < -2 < high else [],
         "xlabel": "density: share of rows on which a feature fires (both axes log)",
         "alt": f"Histogram of the densities of {len(logs):,} live features, from "
-        f"{shown_percent(float(10 ** logs.min()))} to {shown_percent(float(10 ** logs.max()))}; the median is {shown_percent(median)}.",
+        f"{shown_percent(float(10 ** logs.min()))} to {shown_percent(float(10 ** logs.max()))}; "
+        f"the median is {shown_percent(median)}.",
     }
 
 
@@ -153,7 +154,7 @@ def scatter(index: FeatureIndex) -> Json:
     """Density against entropy (or highest activation) for every live feature, quantised to 16 bits an axis."""
     stats = index.stats
     density = np.asarray(stats["density"], dtype=np.float64)
-    key = entropy_key(index)
+    key = entropy_column(index)
     column = np.asarray(stats[key or "max"], dtype=np.float64)
     ids = np.flatnonzero((density > 0) & np.isfinite(column))
     name = {"token_entropy": "token entropy (bits)", "label_entropy": "class entropy (bits)"}.get(
@@ -212,7 +213,7 @@ def health(index: FeatureIndex) -> list[tuple[str, str, str, str | None]]:
             "Near-duplicate pairs",
             f"{len(pairs):,}",
             f"decoder cosine above {DUPLICATE_COSINE}",
-            "features?sort=nearest_cosine",
+            "features?sort=nearest",
         ),
     ]
     rare = int(np.sum((density > 0) & (density * index.n_rows < 10)))

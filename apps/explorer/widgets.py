@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from saekit.index import FeatureExample, FeatureIndex
-from saekit_explorer.browse import Browse, Listing
+from saekit_explorer.browse import Browse, Listing, entropy_column
 
 Json = dict[str, Any]
 
@@ -93,17 +93,12 @@ def top_string(index: FeatureIndex, feature: int) -> str:
     return ""
 
 
-def entropy_key(index: FeatureIndex) -> str | None:
-    """The column that says how many different things a feature fires on: by token for text, by class for images."""
-    return next((key for key in ("token_entropy", "label_entropy") if key in index.stats), None)
-
-
 def table_rows(
     index: FeatureIndex, features: Int[np.ndarray, " n"], score: Float[np.ndarray, " n"] | None
 ) -> list[Json]:
     """Rows of the Features table."""
     rows = []
-    entropy = entropy_key(index)
+    entropy = entropy_column(index)
     for i, feature in enumerate(features.tolist()):
         annotation = index.annotations.get(feature)
         rows.append(
@@ -114,8 +109,8 @@ def table_rows(
                 "max": finite(index.stats["max"][feature]),
                 "mean": finite(index.stats["mean"][feature]),
                 "entropy": finite(index.stats[entropy][feature]) if entropy else None,
-                "nearest_cosine": finite(index.stats["nearest_cosine"][feature]),
-                "score": None if score is None else finite(score[i]),
+                "nearest": finite(index.stats["nearest_cosine"][feature]),
+                "best": None if score is None else finite(score[i]),
                 "tags": list(annotation.tags),
                 "note": annotation.note,
             }
@@ -126,31 +121,31 @@ def table_rows(
 def table_columns(index: FeatureIndex, is_search: bool) -> list[tuple[str, str, str, bool]]:
     """Columns of the Features table: key, title, help, whether its title sorts."""
     unit = unit_name(index)
-    entropy = entropy_key(index)
+    entropy = entropy_column(index)
     columns = [
-        ("feature", "Feature", "number of the feature", True),
+        ("number", "Feature", "number of the feature", True),
         (
             "label",
             "Label",
             f"your label; without one, the {'token' if unit == 'token' else 'class'} it fires on most",
             True,
         ),
-        ("score", "Match", "how well firing agrees with what you search for, 0 to 1", True),
+        ("best", "Match", "how well firing agrees with what you search for, 0 to 1", True),
         ("density", "Density", f"share of {unit}es on which it fires".replace("tokenes", "tokens"), True),
         ("max", "Max", "highest activation", True),
         ("mean", "Mean", "mean of the active values", True),
         ("entropy", "Entropy", "bits; 0 when it always fires on the same thing", True),
-        ("nearest_cosine", "Nearest", "cosine with the most similar feature's decoder direction", True),
+        ("nearest", "Nearest", "cosine with the most similar feature's decoder direction", True),
         ("tags", "Tags", "your tags", False),
         ("note", "Note", "your note", False),
     ]
-    hidden = {name for name, drop in (("score", not is_search), ("entropy", entropy is None)) if drop}
+    hidden = {name for name, drop in (("best", not is_search), ("entropy", entropy is None)) if drop}
     return [column for column in columns if column[0] not in hidden]
 
 
 def to_csv(index: FeatureIndex, listing: Listing) -> str:
     """The whole list as CSV. A cell that a spreadsheet would take for a formula gets an apostrophe in front."""
-    entropy = entropy_key(index)
+    entropy = entropy_column(index)
     names = ["density", "n_active", "max", "mean", *([entropy] if entropy else []), "nearest_cosine", "nearest_feature"]
     text = io.StringIO()
     writer = csv.writer(text)
@@ -190,7 +185,7 @@ def head(index: FeatureIndex, feature: int, browse: Browse, listing: Listing) ->
     at = np.flatnonzero(listing.features == feature)
     here = int(at[0]) if len(at) else None
     n = len(listing.features)
-    entropy = entropy_key(index)
+    entropy = entropy_column(index)
     density = float(stats["density"][feature])
     facts = [
         (

@@ -7,7 +7,7 @@ export default function (component) {
   const bar = (value, share) => h("span", { class: "meter" },
     h("i", { style: { width: `${Math.round(100 * Math.max(0, Math.min(1, share)))}%` } }), h("b", {}, value));
   const cells = {
-    feature: (row) => h("td", { class: "num id" }, featureLink(component, row.id, row.id, { "aria-label": `Feature ${row.id}` })),
+    number: (row) => h("td", { class: "num id" }, featureLink(component, row.id, row.id, { "aria-label": `Feature ${row.id}` })),
     label: (row) => h("td", { class: "what" }, featureLink(component, row.id, nameOf(row), { class: "quiet", tabindex: -1 }),
       row.dead ? h("span", { class: "chip" }, "dead") : null),
     density: (row) => h("td", {}, bar(percent(row.density), row.density ? 1 + Math.log10(row.density) / 6 : 0)),
@@ -23,7 +23,7 @@ export default function (component) {
     }, sortable
       ? h("button", {
           title: help, "data-focus": `sort-${key}`, class: mine ? "sorted" : "",
-          onclick: () => setTriggerValue("sort", { key, ascending: mine ? !data.ascending : ["feature", "label"].includes(key) }),
+          onclick: () => setTriggerValue("sort", { key, ascending: mine ? !data.ascending : ["number", "label"].includes(key) }),
         }, title, h("span", { class: "arrow", "aria-hidden": "true" }, mine ? (data.ascending ? " ↑" : " ↓") : ""))
       : h("span", { title: help }, title));
   });

@@ -6,7 +6,7 @@ import streamlit as st
 
 from saekit.index import FeatureIndex
 from saekit_explorer import components, data, widgets
-from saekit_explorer.browse import DENSITY_STOPS, Browse, sort_keys
+from saekit_explorer.browse import DENSITY_STOPS, Browse, sort_columns
 from saekit_explorer.navigation import open_feature
 
 TITLE = "Features"
@@ -31,7 +31,7 @@ def render(index: FeatureIndex) -> None:
         st.space("stretch")
         st.markdown("Page", width="content")
         page = st.number_input(
-            "Page", 1, n_pages, 1, key="page", bind="query-params", width=130, label_visibility="collapsed"
+            "Page", 1, n_pages, key="page", bind="query-params", width=130, label_visibility="collapsed"
         )
         st.download_button(
             "Export CSV",
@@ -44,20 +44,20 @@ def render(index: FeatureIndex) -> None:
     first = (int(page) - 1) * PAGE_SIZE
     shown = found.features[first : first + PAGE_SIZE]
     score = None if found.score is None else found.score[first : first + PAGE_SIZE]
-    sort = browse.sort if browse.sort != "auto" else ("density" if found.score is None else "score")
+    sort = "density" if browse.sort == "best" and found.score is None else browse.sort
     result = components.show(
         "table",
         {
             "columns": widgets.table_columns(index, found.score is not None),
             "rows": widgets.table_rows(index, shown, score),
-            "sort": "entropy" if sort in ("token_entropy", "label_entropy") else sort,
+            "sort": sort,
             "ascending": browse.ascending,
             "first": first,
             "page": int(page),
             "page_size": PAGE_SIZE,
             "total": n,
             "list": browse.to_query(),
-            "caption": f"{n:,} features, {sort_keys(index).get(browse.sort, 'density')}",
+            "caption": f"{n:,} features, sorted by {sort}",
         },
         triggers=("open", "sort", "page"),
         on={"sort": lambda: _sort_by(index), "page": _turn_page},
@@ -67,11 +67,10 @@ def render(index: FeatureIndex) -> None:
 
 
 def _controls(index: FeatureIndex) -> Browse:
-    kinds = {"token": "Token", "class": "Class", "words": "My words"}
-    if index.kind != "text":
-        del kinds["token"]
-    if not index.label_names:
-        kinds.pop("class", None)
+    kinds = ["token"] if index.kind == "text" else []
+    if index.label_names:
+        kinds.append("class")
+    kinds.append("words")
     default = Browse()
     row = st.container(horizontal=True, vertical_alignment="bottom")
     with row:
@@ -81,7 +80,7 @@ def _controls(index: FeatureIndex) -> Browse:
             "words": "A word of your labels, tags or notes, or a feature number",
         }
         # The choice is drawn after the box it describes, so its value comes from the session or the address.
-        by_now = st.session_state.get("by") or st.query_params.get("by") or next(iter(kinds))
+        by_now = st.session_state.get("by") or st.query_params.get("by") or kinds[0]
         q = st.text_input(
             "Search",
             key="q",
@@ -92,10 +91,10 @@ def _controls(index: FeatureIndex) -> Browse:
         )
         by = st.segmented_control(
             "Search in",
-            list(kinds),
-            default=next(iter(kinds)),
+            kinds,
+            default=kinds[0],
             required=True,
-            format_func=lambda kind: kinds[kind],
+            help="token: the indexed text. class: its documents' labels. words: your own labels, tags and notes.",
             key="by",
             bind="query-params",
             on_change=_first_page,
@@ -103,11 +102,9 @@ def _controls(index: FeatureIndex) -> Browse:
         low, high = st.select_slider(
             "Density", STOPS, value=("0", "100%"), key="density", bind="query-params", width=260, on_change=_first_page
         )
-        columns = sort_keys(index)
         sort = st.selectbox(
             "Sort by",
-            list(columns),
-            format_func=lambda key: columns[key],
+            list(sort_columns(index)),
             key="sort",
             bind="query-params",
             width=230,
@@ -141,8 +138,7 @@ def _turn_page() -> None:
 
 def _sort_by(index: FeatureIndex) -> None:
     asked = st.session_state["table"]["sort"]
-    key = {"score": "auto", "entropy": widgets.entropy_key(index)}.get(asked["key"], asked["key"])
-    if key in sort_keys(index):
-        st.session_state["sort"] = key
+    if asked["key"] in sort_columns(index):
+        st.session_state["sort"] = asked["key"]
         st.session_state["ascending"] = bool(asked["ascending"])
         st.session_state["page"] = 1
