@@ -1,6 +1,7 @@
 """The job as a whole, on a tiny model and a real store of its activations: closed-form autoencoders and refusals."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -253,6 +254,33 @@ def test_run_writes_metrics_that_other_readers_accept_and_prints_the_table(
     assert str(path) in shown
     again = run(config)
     assert json.loads(again.read_text()) == written
+
+
+def keys(value: object) -> set[str]:
+    """Every key of nested JSON objects that the specification must name."""
+    if isinstance(value, dict):
+        return set(value).union(*map(keys, value.values()))
+    return set().union(*map(keys, value)) if isinstance(value, list) else set()
+
+
+def test_every_key_that_is_written_is_specified(
+    store: ActivationStore, lm: CausalLM, images: Path, tmp_path: Path
+) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "formats.md").read_text(encoding="utf-8")
+    section = page.partition("## metrics.json")[2].partition("\n## ")[0]
+    specified = set(re.findall(r"`(\w+)`", section))
+    vit = load_backbone(tiny.make("vit", tmp_path / "vit"))
+    examples = list(vit.examples(read_images(images), vit.default_options(), SkipLog()))
+    pictures = make_store(tmp_path / "acts", vit, examples)
+    found = [
+        measured(make_sae(store), store, lm),
+        evaluate(make_sae(pictures), pictures, backbone=vit, inputs=read_images(images), n_bootstrap=10),
+    ]
+    for evaluation in found:
+        written = evaluation.to_json()
+        del written["checkpoint"]["config"], written["headline"]
+        assert keys(written) - specified == set()
+    assert {"fvu", "silent_share", "kl_q99", "knn_accuracy_interval"} <= keys([e.to_json() for e in found])
 
 
 def test_without_a_backbone_the_reason_is_said(store: ActivationStore, tmp_path: Path) -> None:

@@ -1,14 +1,17 @@
 """Splicing, ablating and steering: exactly the asked-for tokens change, and nothing is left behind."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from saekit.autoencoders import KLDivergence, Relu, SparseAutoencoder, SparseAutoencoderConfig, TopK
-from saekit.backbones import CausalLM, load_backbone
+from saekit.backbones import Backbone, CausalLM, load_backbone
 from saekit.errors import ConfigError, HookPointError
 from saekit.hooks import capture
+from saekit.inputs import SkipLog, read_images
 from saekit.intervene import Add, Scale, Set, ablate, splice, steer
 from saekit.store import Example
 from tests import tiny
@@ -49,7 +52,7 @@ def stream(lm: CausalLM, ids: list[list[int]], **inputs: Tensor) -> Tensor:
     return found[path]
 
 
-def n_hooks(lm: CausalLM) -> int:
+def n_hooks(lm: Backbone) -> int:
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in lm.model.modules())
 
 
@@ -212,3 +215,37 @@ def test_mistakes_are_named_before_or_at_the_pass_and_leave_no_hook(lm: CausalLM
         with splice(lm, POINT, torch.zeros_like, positions=[np.array([1]), np.array([1])]):
             stream(lm, IDS)
     assert n_hooks(lm) == before
+
+
+@pytest.mark.embedded
+def test_smollm2_is_spliced_and_steered_and_is_itself_again_afterwards() -> None:
+    lm = load_backbone("smollm2")
+    assert isinstance(lm, CausalLM)
+    point, prompt = "layers.15", "The capital of Italy is"
+    example = Example(
+        document="d", token_ids=np.array(lm.encode_text(prompt), np.int32), kept=np.arange(1, 6, dtype=np.int32)
+    )
+    clean_logits, clean = lm.logits([example]), lm.generate(prompt, 4)
+    assert "Rome" in clean
+    with splice(lm, point, lambda rows: rows, positions=[example.kept]):
+        assert torch.equal(lm.logits([example]), clean_logits)
+    sae = SparseAutoencoder(SparseAutoencoderConfig(d_in=lm.d_model, d_sae=1024)).requires_grad_(False)
+    with steer(lm, point, sae, {5: Set(3000.0)}):
+        assert lm.generate(prompt, 4) != clean
+    assert lm.generate(prompt, 4) == clean
+    assert n_hooks(lm) == 0
+
+
+@pytest.mark.embedded
+def test_dinov2_keeps_its_class_token_and_loses_its_patches(tmp_path: Path) -> None:
+    vit = load_backbone("dinov2")
+    point = "layers.8"
+    tiny.image(90, 70).save(tmp_path / "picture.png")
+    examples = list(vit.examples(read_images(tmp_path), vit.default_options(), SkipLog()))
+    path = vit.resolve("layers.9:input")
+    with splice(vit, point, torch.zeros_like), torch.no_grad(), capture(vit.model, [path]) as found:
+        ((_, rows),) = vit.activations(examples, ["layers.9:input"], batch_size=1)
+    assert (rows["layers.9:input"] == 0).all()
+    assert rows["layers.9:input"].shape == (256, 384)
+    assert (found[path][0, 0] != 0).any()
+    assert n_hooks(vit) == 0
