@@ -70,8 +70,8 @@ def bench_build(folder: Path, n_rows: int, d_sae: int, options: argparse.Namespa
         print(f"  encode {times['encode'][-1]:.1f} s, build {times['build'][-1]:.1f} s", file=sys.stderr)
     encode, build = (statistics.median(times[name]) for name in ("encode", "build"))
     print(
-        f"build: {store.n_rows:,} rows of {options.d_in} -> {d_sae:,}, L0 {options.l0}, {options.device}: read and encode "
-        f"{encode:.1f} s, build_index {build:.1f} s, ratio {build / encode:.2f} (target at most 1.5)"
+        f"build: {store.n_rows:,} rows of {options.d_in} -> {d_sae:,}, L0 {options.l0}, {options.device}: read and "
+        f"encode {encode:.1f} s, build_index {build:.1f} s, ratio {build / encode:.2f} (target at most 1.5)"
     )
 
 

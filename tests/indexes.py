@@ -75,6 +75,15 @@ def make_tiny_index(
     return FeatureIndex.open(path)
 
 
+def dense(index: FeatureIndex) -> np.ndarray:
+    """The code matrix of an index, float64 [n_rows d_sae], from its feature-major codes."""
+    codes = np.zeros((index.n_rows, index.d_sae))
+    for feature in range(index.d_sae):
+        rows, values = index.activations(feature)
+        codes[rows, feature] = values
+    return codes
+
+
 def tiny_meta(kind: str, d_sae: int) -> dict[str, Any]:
     """What a real build writes about the store, the checkpoint and the backbone."""
     content, prefix = ("token", ["bos"]) if kind == "text" else ("patch", ["cls"])

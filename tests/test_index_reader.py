@@ -8,11 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from indexes import BANK, DEAD, DENSE, EMOJI, RED_CORNER, SCRIPT, SPORT, VOCABULARY, make_tiny_index
+from indexes import BANK, DEAD, DENSE, EMOJI, RED_CORNER, SCRIPT, SPORT, VOCABULARY, dense, make_tiny_index
 
 from saekit.errors import FeatureIndexError
 from saekit.index import FeatureIndex, matches, queries
-from test_index_statistics import dense
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +34,8 @@ import sys
 from saekit import FeatureIndex
 index = FeatureIndex.open({str(text.path)!r})
 index[0].top_examples(3), repr(index[0]), index[0]._repr_html_(), index.quantile_examples(0), index.random_examples(0)
-index.coactivating(0), index.features_of_token(1), index.features_of_label(0), index.label_lift(0), index.annotations.all()
+index.coactivating(0), index.features_of_token(1), index.features_of_label(0), index.label_lift(0)
+index.annotations.all()
 print([name for name in ("torch", "transformers", "pandas") if name in sys.modules])
 """
     found = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=True)

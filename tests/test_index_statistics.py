@@ -1,21 +1,16 @@
 """Every statistic beside a plain loop over features in float64."""
 
+import dataclasses
 from collections import Counter, defaultdict
 from pathlib import Path
 
+import indexes
 import numpy as np
 import pytest
-from indexes import BANK, CAT, DEAD, DENSE, RED_CORNER, SCRIPT, VOCABULARY, make_tiny_index
+from indexes import BANK, CAT, DEAD, DENSE, RED_CORNER, SCRIPT, VOCABULARY, dense, make_tiny_index
 
 from saekit.index import FeatureIndex
-
-
-def dense(index: FeatureIndex) -> np.ndarray:
-    codes = np.zeros((index.n_rows, index.d_sae))
-    for feature in range(index.d_sae):
-        rows, values = index.activations(feature)
-        codes[rows, feature] = values
-    return codes
+from saekit.index.builder import IndexPlan, write_index
 
 
 @pytest.fixture(scope="module", params=["text", "image"])
@@ -135,11 +130,6 @@ def test_known_features_have_the_statistics_they_were_made_with(index: FeatureIn
 
 
 def test_rows_without_a_label_are_left_out_of_entropy_but_not_of_shares(tmp_path: Path) -> None:
-    import dataclasses
-
-    import indexes
-    from saekit.index.builder import IndexPlan, write_index
-
     generator = np.random.default_rng(0)
     examples = indexes.tiny_examples("text", 10, generator)
     codes = indexes.tiny_codes("text", examples, 8, generator)

@@ -1,5 +1,6 @@
 """What a feature's page shows: examples, histogram, co-activation. NumPy only."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -92,7 +93,7 @@ def coactivating(index: "FeatureIndex", activations: Activations, feature: int, 
 
 
 def _as_examples(
-    index: "FeatureIndex", firings: Firings, chosen: Integer[np.ndarray, " n"], bands: list[int] | None = None
+    index: "FeatureIndex", firings: Firings, chosen: Integer[np.ndarray, " n"], bands: Sequence[int | None] = ()
 ) -> list[FeatureExample]:
     rows = firings.rows[chosen].astype(np.int64)
     examples = index.row_example[rows]
@@ -110,7 +111,7 @@ def _as_examples(
         first,
         last,
     )
-    found = zip(*(column.tolist() for column in columns), bands or [None] * len(rows), strict=True)
+    found = zip(*(column.tolist() for column in columns), bands or (None,) * len(rows), strict=True)
     return [
         FeatureExample(
             example=example,
