@@ -12,7 +12,7 @@ Item = TypeVar("Item")
 class BackgroundTasks:
     """Runs submitted tasks one after the other in a thread; an error of a task is raised by the next call here.
 
-    After an error the tasks that still wait are dropped. Leaving the `with` block joins the thread.
+    After an error the tasks that still wait are dropped. Leaving the `with` block waits for the rest.
     """
 
     def __init__(self, n_waiting: int) -> None:
@@ -35,8 +35,6 @@ class BackgroundTasks:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if kind is not None and self._error is None:
-            self._error = error
         self._queue.put(None)
         self._thread.join()
 

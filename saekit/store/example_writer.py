@@ -115,12 +115,16 @@ class ExampleTableWriter:
         self._temporary.rename(self.path)
         sync_directory(self.path.parent)
 
+    def close(self) -> None:
+        """Remove what is not finished."""
+        self._open.close()
+        shutil.rmtree(self._temporary, ignore_errors=True)
+
     def __enter__(self) -> "ExampleTableWriter":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._open.close()
-        shutil.rmtree(self._temporary, ignore_errors=True)
+        self.close()
 
     def _check(self, example: Example) -> None:
         has = "text" if example.token_ids is not None else "image" if example.geometry is not None else "neither"
@@ -154,4 +158,4 @@ class ExampleTableWriter:
 
 
 def _geometry_row(geometry: ImageGeometry) -> tuple[float, ...]:
-    return (geometry.width, geometry.height, *geometry.crop, *geometry.grid)
+    return tuple(float(n) for n in (geometry.width, geometry.height, *geometry.crop, *geometry.grid))

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 BLOCK_BYTES = 2**26
 """Rows are fetched in blocks of about this size, sorted by their place on disk inside a block."""
 N_READERS = 2
+_SIGNED = {2: torch.int16, 4: torch.int32}
 
 
 class ActivationLoader(Iterator[Tensor]):
@@ -174,13 +175,9 @@ class _Source:
         return torch.index_select(block, 0, places, out=batch)
 
     def _check(self, batch: Float[Tensor, "batch width"], rows: Int[np.ndarray, " batch"]) -> None:
-        # One sum is cheap and a NaN or an infinity always shows in it; finite rows can only look bad by overflow.
-        if torch.isfinite(batch.sum(dtype=torch.float32)):
+        if is_finite(batch):
             return
-        bad = torch.nonzero(~torch.isfinite(batch).all(1))
-        if len(bad) == 0:
-            return
-        row = int(rows[int(bad[0, 0])])
+        row = int(rows[int(torch.nonzero(~torch.isfinite(batch).all(1))[0, 0])])
         shard = int(np.searchsorted(self.store.first_rows, row, side="right")) - 1
         raise StoreError(
             f"{self.store.path}: {self.hook_point} holds a NaN or an infinity in shard {shard_name(shard)}, row "
@@ -188,3 +185,16 @@ class _Source:
             f"{int(self.store.row_example[row])}). "
             f"The store was altered after it was written, or made by another program."
         )
+
+
+def is_finite(values: Float[Tensor, "..."]) -> bool:
+    """Whether no value is a NaN or an infinity: two integer maxima, many times cheaper than `isfinite` of a bf16.
+
+    The bits of a NaN or an infinity are the largest of their sign: read as signed integers the positive ones are on
+    top, read as unsigned integers the negative ones.
+    """
+    size = values.element_size()
+    infinity = torch.tensor(float("inf"), dtype=values.dtype).view(_SIGNED[size]).item()
+    signed = values.view(_SIGNED[size]).numpy()
+    sign_bit = 1 << (8 * size - 1)
+    return bool(signed.max() < infinity and signed.view(f"u{size}").max() < infinity + sign_bit)

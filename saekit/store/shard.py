@@ -47,6 +47,8 @@ class ShardWriter:
         layout: TokenLayout,
     ) -> None:
         self.number, self.n_rows, self.n_examples = number, 0, 0
+        self.is_done = False
+        """Whether the shard has its name."""
         self._path = shards / shard_name(number)
         self._temporary = shards / f".{shard_name(number)}.tmp"
         shutil.rmtree(self._temporary, ignore_errors=True)
@@ -54,7 +56,7 @@ class ShardWriter:
         self._tasks, self._widths, self._dtype = tasks, dict(widths), dtype
         kind = "image" if layout.content == "patch" else "text"
         self._table = ExampleTableWriter(self._temporary / SEGMENT / "examples", kind=kind, layout=layout)
-        self._files = {point: os.open(self._temporary / hook_file(point), os.O_RDWR | os.O_CREAT) for point in widths}
+        self._files = {point: open(self._temporary / hook_file(point), "wb", buffering=0) for point in widths}  # noqa: SIM115
         self._n_written = dict.fromkeys(widths, 0)
         self._moments: dict[str, list[Moments]] = {point: [] for point in widths}
         self._norms: dict[str, list[tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"]]]] = {p: [] for p in widths}
@@ -97,8 +99,8 @@ class ShardWriter:
     def discard(self) -> None:
         """Forget everything of this shard, on disk too."""
         for file in self._files.values():
-            os.close(file)
-        self._files = {}
+            file.close()
+        self._table.close()
         shutil.rmtree(self._temporary, ignore_errors=True)
 
     def _stage(self, point: str, native: Float[Tensor, "n width"], destinations: Int[np.ndarray, " n"]) -> _Staged:
@@ -128,21 +130,21 @@ class ShardWriter:
             data = memoryview(rows[start:stop]).cast("B")  # type: ignore[arg-type]
             offset = rows_bytes(int(item.destinations[start]), rows.shape[1], self._dtype)
             while data:
-                n_written = os.pwrite(self._files[item.hook_point], data, offset)
+                n_written = os.pwrite(self._files[item.hook_point].fileno(), data, offset)
                 data, offset = data[n_written:], offset + n_written
 
     def _finish(self, state: dict[str, Any]) -> None:
-        files, segment = {}, self._temporary / SEGMENT
+        files, squared, segment = {}, {}, self._temporary / SEGMENT
         for point, width in self._widths.items():
             n_bytes = rows_bytes(self.n_rows, width, self._dtype)
-            found = os.fstat(self._files[point]).st_size
+            found = os.fstat(self._files[point].fileno()).st_size
             if self._n_written[point] != self.n_rows or found != n_bytes:
                 raise StoreError(
                     f"{point}: the backbone gave {self._n_written[point]} of the {self.n_rows} rows of shard "
                     f"{self.number}."
                 )
-            os.fsync(self._files[point])
-            os.close(self._files.pop(point))
+            os.fsync(self._files[point].fileno())
+            self._files[point].close()
             file = self._temporary / hook_file(point)
             files[point] = {"file": file.name, "bytes": n_bytes, "blake2b": hash_file(file)}
             moments = merge_moments(self._moments[point])
@@ -151,13 +153,14 @@ class ShardWriter:
                 norms[destinations] = values
             np.save(segment / hook_file(point, "mean.npy"), moments.mean, allow_pickle=False)
             np.save(segment / hook_file(point, "norms.npy"), norms, allow_pickle=False)
-            state.setdefault("squared", {})[point] = moments.squared
+            squared[point] = moments.squared
         self._table.finish()
-        write_json(segment / "state.json", state)
+        write_json(segment / "state.json", {"state": state, "squared": squared})
         manifest = {"shard": self.number, "n_rows": self.n_rows, "n_examples": self.n_examples, "files": files}
         write_json(self._temporary / "manifest.json", manifest)
         self._temporary.rename(self._path)
         sync_directory(self._path.parent)
+        self.is_done = True
 
     def _refuse(self, item: _Staged, row: int) -> None:
         destination = int(item.destinations[row])

@@ -5,7 +5,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saekit import __version__
-from saekit.errors import ConfigError, StoreError
+from saekit.errors import ConfigError, SaekitError, StoreError
 from saekit.files import atomic_write, hash_json, read_json, read_meta, write_json
 from saekit.store.background import BackgroundTasks
 from saekit.store.example_writer import ExampleTableWriter
@@ -25,6 +25,7 @@ from saekit.store.moments import Moments, merge_moments, norm_report
 from saekit.store.shard import ShardWriter
 
 N_WAITING = 8
+TEMPORARY = (f".{PLAN}.", ".meta.json.", ".examples.")
 
 
 class StoreWriter:
@@ -56,7 +57,11 @@ class StoreWriter:
             **plan,
         }
         self._shards = self.path / SHARDS
-        self._shard: ShardWriter | None = None
+        self.shard: ShardWriter | None = None
+        """The shard that is being written."""
+        self._begun: list[ShardWriter] = []
+        self.n_done = self.n_rows_done = self.n_examples_done = 0
+        """Shards that are whole or waiting to be written, and what is in them."""
         self._lock = _lock(self.path)
         try:
             self._begin()
@@ -66,36 +71,44 @@ class StoreWriter:
         self._tasks = BackgroundTasks(N_WAITING)
 
     def _begin(self) -> None:
+        leftovers = [name for name in os.listdir(self.path) if name.startswith(TEMPORARY) and name.endswith(".tmp")]
         self.is_complete = (self.path / "meta.json").exists()
         if self.is_complete:
             _compare(read_meta(self.path, KIND, SCHEMA, StoreError)["extraction"], self._plan, self.path)
-        elif (self.path / PLAN).exists():
+        elif (self._shards / shard_name(0) / "manifest.json").exists():
             _compare(read_json(self.path / PLAN), self._plan, self.path)
-        elif others := [name for name in os.listdir(self.path) if not name.startswith(f".{PLAN}")]:
+        elif others := sorted(set(os.listdir(self.path)) - {PLAN, SHARDS, *leftovers}):
             raise StoreError(
-                f"{self.path} holds other files ({', '.join(sorted(others)[:3])}); give --out a new or empty directory."
+                f"{self.path} holds other files ({', '.join(others[:3])}); give --out a new or empty directory."
             )
         else:
             write_json(self.path / PLAN, self._plan)
-        self.n_done = 0
+        self._sweep([self.path / name for name in leftovers])
         while (self._shards / shard_name(self.n_done) / "manifest.json").exists():
+            manifest = self._manifest(self.n_done)
             self.n_done += 1
+            self.n_rows_done += manifest["n_rows"]
+            self.n_examples_done += manifest["n_examples"]
 
-    def state(self, shard: int) -> dict[str, Any]:
-        """What `commit` was given for a shard that is done; it lasts until the store is finished."""
-        state: dict[str, Any] = read_json(self._shards / shard_name(shard) / SEGMENT / "state.json")
-        return state
-
-    def manifest(self, shard: int) -> dict[str, Any]:
-        """Counts, sizes and checksums of a shard that is done."""
-        manifest: dict[str, Any] = read_json(self._shards / shard_name(shard) / "manifest.json")
-        return manifest
+    def last_state(self) -> dict[str, Any] | None:
+        """What `end_shard` was given for the last shard that is done; None when there is none."""
+        return self._state(self.n_done - 1)["state"] if self.n_done else None
 
     def begin_shard(self) -> ShardWriter:
-        """The writer of the shard after the last; commit it before beginning another."""
-        self._shard = ShardWriter(self._shards, self.n_done, self._tasks, self.hook_points, self.dtype, self.layout)
+        """The writer of the shard after the last."""
+        assert self.shard is None, "the shard before is not ended"
+        self.shard = ShardWriter(self._shards, self.n_done, self._tasks, self.hook_points, self.dtype, self.layout)
+        self._begun = [*(shard for shard in self._begun if not shard.is_done), self.shard]
+        return self.shard
+
+    def end_shard(self, state: Mapping[str, Any]) -> None:
+        """Finish the shard that was begun, in the background. `state` is JSON that is needed to go on after it."""
+        assert self.shard is not None, "no shard is begun"
+        self.shard.commit(state)
         self.n_done += 1
-        return self._shard
+        self.n_rows_done += self.shard.n_rows
+        self.n_examples_done += self.shard.n_examples
+        self.shard = None
 
     def write_shard(
         self,
@@ -107,18 +120,18 @@ class StoreWriter:
         shard = self.begin_shard()
         shard.append(examples)
         shard.put(rows, np.arange(shard.n_rows))
-        shard.commit(state or {})
+        self.end_shard(state or {})
 
     def finish(self, *, skipped: Mapping[str, Any] | None = None, vocabulary: Sequence[bytes] | None = None) -> None:
         """Join what the shards know into the store's `examples/`, `moments/` and, last, `meta.json`."""
+        assert self.shard is None, "the last shard is not ended"
         self._tasks.drain()
-        self._shard = None
         folders = [self._shards / shard_name(shard) for shard in range(self.n_done)]
         if not self.is_complete:
             if not (self.path / "examples" / "meta.json").exists():
                 self._join_examples(folders, vocabulary)
             table = ExampleTable.open(self.path / "examples")
-            manifests = [self.manifest(shard) for shard in range(self.n_done)]
+            manifests = [self._manifest(shard) for shard in range(self.n_done)]
             meta: dict[str, Any] = {
                 "kind": KIND,
                 "schema": SCHEMA,
@@ -139,22 +152,37 @@ class StoreWriter:
             shutil.rmtree(folder / SEGMENT, ignore_errors=True)
         (self.path / PLAN).unlink(missing_ok=True)
 
-    def abandon(self) -> None:
-        """Remove what was begun, when not one shard came of it."""
-        self._tasks.drain()
-        if self.n_done == 0:
-            shutil.rmtree(self._shards, ignore_errors=True)
-            (self.path / PLAN).unlink(missing_ok=True)
-            self.path.rmdir()
-
     def __enter__(self) -> "StoreWriter":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._tasks.__exit__(kind, error, at)
-        if self._shard is not None and kind is not None:
-            self._shard.discard()
+        for shard in self._begun:
+            if not shard.is_done:
+                shard.discard()
+        # A user's mistake that stopped the first shard leaves nothing behind, so that it can be corrected.
+        if kind is not None and issubclass(kind, SaekitError) and not list(self._shards.glob("*/manifest.json")):
+            shutil.rmtree(self._shards, ignore_errors=True)
+            (self.path / PLAN).unlink(missing_ok=True)
+            with suppress(OSError):
+                self.path.rmdir()
         os.close(self._lock)
+
+    def _sweep(self, leftovers: Sequence[Path]) -> None:
+        """Remove the temporary files that a kill has left."""
+        for path in [*leftovers, *self._shards.glob(".*.tmp"), *self.path.glob("moments/.*.tmp")]:
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+    def _state(self, shard: int) -> dict[str, Any]:
+        state: dict[str, Any] = read_json(self._shards / shard_name(shard) / SEGMENT / "state.json")
+        return state
+
+    def _manifest(self, shard: int) -> dict[str, Any]:
+        manifest: dict[str, Any] = read_json(self._shards / shard_name(shard) / "manifest.json")
+        return manifest
 
     def _join_examples(self, folders: Sequence[Path], vocabulary: Sequence[bytes] | None) -> None:
         kind = "image" if self.layout.content == "patch" else "text"
@@ -168,7 +196,7 @@ class StoreWriter:
         parts, norms = [], []
         for shard, folder in enumerate(folders):
             mean = np.load(folder / SEGMENT / hook_file(point, "mean.npy"), allow_pickle=False)
-            parts.append(Moments(self.manifest(shard)["n_rows"], mean, self.state(shard)["squared"][point]))
+            parts.append(Moments(self._manifest(shard)["n_rows"], mean, self._state(shard)["squared"][point]))
             norms.append(np.load(folder / SEGMENT / hook_file(point, "norms.npy"), allow_pickle=False))
         moments = merge_moments(parts)
         mean_file = f"moments/{hook_file(point, 'mean.npy')}"
