@@ -53,6 +53,8 @@ class SparseAutoencoderConfig:
             problems.append(f"decoder_norm={self.decoder_norm!r} is not 'auto', 'unit' or 'free'")
         if self.kernel not in ("auto", "dense", "sparse"):
             problems.append(f"kernel={self.kernel!r} is not 'auto', 'dense' or 'sparse'")
+        if self.kernel == "sparse" and not self.sparsity.has_sparse_step:
+            problems.append(f"kernel='sparse' cannot be: every latent of {type(self.sparsity).__name__} is active")
         if problems:
             raise ConfigError(f"SparseAutoencoderConfig: {'; '.join(problems)}.")
         self.sparsity.build(self.d_sae)

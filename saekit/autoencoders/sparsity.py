@@ -1,6 +1,7 @@
 """What makes latents sparse. Each sparsity is a frozen spec, which people write, and the module it builds, below it.
 
-A new one (BatchTopK, JumpReLU, Gated, Matryoshka ...) goes here: its spec, its module, its name in `Sparsity`.
+A new one (BatchTopK, JumpReLU, Gated, Matryoshka ...) goes here: its spec, its module, its name in `Sparsity`. A spec
+says what `decoder_norm="auto"` means for it and whether it has a sparse training step.
 Parameters and running state of a sparsity are those of its module, so they train and are saved with the autoencoder.
 """
 
@@ -69,6 +70,7 @@ class Relu:
     """Weight of the L1 norm of a row's latents against its squared error summed over features, at E||x||^2 = d_in."""
 
     decoder_norm: ClassVar[str] = "unit"
+    has_sparse_step: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.l1) and self.l1 >= 0):
@@ -115,6 +117,7 @@ class KLDivergence:
     """A latent counts as active (in l0, in dead counts, in the index) above this; 0.5 is a positive pre-activation."""
 
     decoder_norm: ClassVar[str] = "free"
+    has_sparse_step: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         problems = [
@@ -207,6 +210,7 @@ class TopK:
     """Dead latents per row that AuxK uses; None is half of d_in."""
 
     decoder_norm: ClassVar[str] = "unit"
+    has_sparse_step: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         problems = [

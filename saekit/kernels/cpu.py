@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn.functional import embedding_bag
 
 from saekit.kernels.active import active_relu, active_topk, sort_stably
@@ -79,8 +78,8 @@ class _ReluStep(torch.autograd.Function):
         return error.square().sum() / len(x), l1 / len(x), x_hat
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
+        _refuse_second_derivatives()
         of_reconstruction, of_l1, _ = gradients
         x, W_enc_T, b_enc, W_dec, b_dec = ctx.saved_tensors
         active, error, norms, column_sums, buffers = ctx.rest
@@ -120,8 +119,8 @@ class _TopKStep(torch.autograd.Function):
         return error.square().sum() / len(x), auxk, x_hat
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
+        _refuse_second_derivatives()
         of_reconstruction, of_auxk, _ = gradients
         x, W_enc_T, b_enc, W_dec, b_dec = ctx.saved_tensors
         active, error, aux, dead, buffers = ctx.rest
@@ -235,6 +234,12 @@ def _gradients(
     """The gradients of x (none is computed) and of the four weights."""
     of_W_enc_T, of_b_enc = of_encoder
     return None, of_W_enc_T, of_b_enc, of_W_dec, of_x_hat.sum(0) - of_b_enc @ W_enc_T
+
+
+def _refuse_second_derivatives() -> None:
+    # `once_differentiable` lets `create_graph=True` through and takes the gradient for a constant.
+    if torch.is_grad_enabled():
+        raise NotImplementedError("The sparse step has no second derivatives. Type: kernel='dense'")
 
 
 def _n_fired(active: SparseLatents, weights: Weights) -> Int[Tensor, " d_sae"]:
