@@ -4,6 +4,7 @@
 models say means nothing; their shapes, hooks, masks and file formats are those of the real families.
 """
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,46 @@ def make(family: str, folder: Path, seed: int = 0) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     return FAMILIES[family](folder)
+
+
+def make_gguf(file: Path, folder: Path) -> str:
+    """Write the tiny Llama of `folder` (made by `make`) as a GGUF file, in float32; returns its spec."""
+    import gguf
+
+    transformers = import_transformers()
+    model = transformers.LlamaForCausalLM.from_pretrained(folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    writer = gguf.GGUFWriter(file, "llama")
+    writer.add_block_count(LAYERS)
+    writer.add_context_length(CONTEXT)
+    writer.add_embedding_length(WIDTH)
+    writer.add_feed_forward_length(3 * WIDTH)
+    writer.add_head_count(HEADS)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(model.config.rms_norm_eps)
+    writer.add_rope_dimension_count(WIDTH // HEADS)
+    writer.add_vocab_size(VOCABULARY)
+    writer.add_tokenizer_model("gpt2")
+    tokens = tokenizer.convert_ids_to_tokens(list(range(VOCABULARY)))
+    writer.add_token_list(tokens)
+    writer.add_token_types([3 if token.startswith("<|") else 1 for token in tokens])
+    merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
+    writer.add_token_merges([" ".join(merge) for merge in merges])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(0)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, LAYERS)
+    for name, value in model.state_dict().items():
+        if name == "lm_head.weight":  # tied
+            continue
+        for projection, n_heads in (("q_proj", HEADS), ("k_proj", 2)):
+            if projection in name:  # GGUF interleaves the two halves of each rotary head
+                value = value.reshape(n_heads, 2, -1, WIDTH).swapaxes(1, 2).reshape(value.shape)
+        writer.add_tensor(names.get_name(name, (".weight",)), value.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return str(file)
 
 
 def image(width: int = 48, height: int = 40, seed: int = 0) -> Image.Image:
@@ -277,6 +318,10 @@ def _sentencepiece() -> Any:
     special = ["<pad>", "<eos>", "<bos>", "<unk>", *(f"<0x{byte:02X}>" for byte in range(256))]
     trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=special, show_progress=False)
     tokenizer.train_from_iterator([TEXT.encode("ascii", "ignore").decode()], trainer)
+    # The trainer takes bytes as special tokens only; in the published vocabularies they are ordinary ones.
+    pipeline = json.loads(tokenizer.to_str())
+    pipeline["added_tokens"] = [token for token in pipeline["added_tokens"] if not token["content"].startswith("<0x")]
+    tokenizer = Tokenizer.from_str(json.dumps(pipeline))
     tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 2)])
     return _wrap(tokenizer, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>", unk_token="<unk>")
 

@@ -24,11 +24,9 @@ class TimmViT(ImageBackbone):
 
     def __init__(self, spec: str, model: Any) -> None:
         timm = import_timm()
-        patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
-        if patch is None:
-            raise BackboneError(f"{spec} ({type(model).__name__}) is not a vision transformer: it has no patches.")
+        patch = _patch_size(model, spec)
         seen = _preprocessing(timm.data.resolve_model_data_config(model), spec)
-        super().__init__(spec, model, None, _prefix_names(model), int(patch[0]), seen)
+        super().__init__(spec, model, None, _prefix_names(model), patch, seen)
 
     @classmethod
     def load(cls, spec: str, location: Location, dtype: str | None, device: torch.device) -> "TimmViT":
@@ -47,6 +45,7 @@ class TimmViT(ImageBackbone):
             settings["num_classes"] = weights["head.weight"].shape[0] if "head.weight" in weights else 0
         try:
             model = _create(timm, name, settings)
+            _patch_size(model, spec)
             if weights is not None:
                 _fill(model, weights, spec)
         except BackboneError:
@@ -101,6 +100,13 @@ def _fill(model: nn.Module, weights: dict[str, Tensor], spec: str) -> None:
             f"{len(unknown)} unknown {unknown[:3]}, {len(shapes)} of another shape {shapes[:3]}."
         )
     model.load_state_dict(weights)
+
+
+def _patch_size(model: Any, spec: str) -> int:
+    patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
+    if patch is None:
+        raise BackboneError(f"{spec} ({type(model).__name__}) is not a vision transformer: it has no patches.")
+    return int(patch[0])
 
 
 def _prefix_names(model: Any) -> list[str]:
