@@ -4,7 +4,6 @@ import json
 import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from saekit.training.checkpoint import (
     optimizer_tensors,
     refuse_small_disk,
 )
+from saekit.training.config import FitConfig, FitResult
 from saekit.training.memory import is_out_of_memory, out_of_memory
 from saekit.training.monitor import (
     DensityMeter,
@@ -47,79 +47,6 @@ from saekit.training.stream import BatchStream
 FINAL_FRACTION = 0.1
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class FitConfig:
-    """How to train: the optimizer, its schedules, and how often to look and to save."""
-
-    lr: float = 2e-4
-    """Peak learning rate of Adam."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    """Adam's decay rates of the first and second moment."""
-    lr_warmup_fraction: float = 0.05
-    """The learning rate rises linearly from 0 over this share of the run."""
-    lr_decay_fraction: float = 0.2
-    """The learning rate falls linearly to 0 over this last share of the run."""
-    sparsity_warmup_fraction: float = 0.05
-    """The sparsity coefficient rises linearly from 0 over this share of the run (L1 and KL; TopK has none)."""
-    clip_grad_norm: float = 1.0
-    """Gradients of a larger norm are scaled down to this one; 0 switches that off. Adam does not mind a constant
-    factor, so a loss of any scale can be clipped at 1."""
-    precision: str = "auto"
-    """Matrix products in "fp32", "tf32" (CUDA) or "bf16" (autocast); parameters stay fp32. "auto": tf32 on CUDA."""
-    log_every: int = 50
-    """Steps between two lines of metrics.jsonl; between them nothing waits for the device."""
-    save_minutes: float = 10.0
-    """Minutes between two saves that a killed run can go on from."""
-    save_every: int | None = None
-    """Save every this many steps as well."""
-    progress: bool = True
-    """Show the progress bar (stderr)."""
-
-    def __post_init__(self) -> None:
-        wrong = [
-            f"{name}={value}: {rule}"
-            for name, value, rule, holds in (
-                ("lr", self.lr, "above 0", self.lr > 0),
-                ("lr_warmup_fraction", self.lr_warmup_fraction, "in 0..1", 0 <= self.lr_warmup_fraction <= 1),
-                ("lr_decay_fraction", self.lr_decay_fraction, "in 0..1", 0 <= self.lr_decay_fraction <= 1),
-                (
-                    "sparsity_warmup_fraction",
-                    self.sparsity_warmup_fraction,
-                    "in 0..1",
-                    0 <= self.sparsity_warmup_fraction <= 1,
-                ),
-                ("clip_grad_norm", self.clip_grad_norm, "0 or more", self.clip_grad_norm >= 0),
-                ("log_every", self.log_every, "1 or more", self.log_every >= 1),
-                ("save_minutes", self.save_minutes, "above 0", self.save_minutes > 0),
-                ("save_every", self.save_every, "1 or more, or None", self.save_every is None or self.save_every >= 1),
-            )
-            if not holds
-        ]
-        if wrong:
-            raise ConfigError(f"FitConfig: {'; '.join(wrong)}.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class FitResult:
-    """What a run came to."""
-
-    n_steps: int
-    """Optimizer steps, of all attempts together."""
-    n_tokens: int
-    """Rows trained on."""
-    seconds: float
-    """Training time, of all attempts together."""
-    metrics: list[Record]
-    """One line per model and log interval, as in metrics.jsonl."""
-    final: list[Record]
-    """Per model: loss, l0, fvu over the last tenth of the tokens, each measured before it was learnt from; `dead` at
-    the end; `first_token`, where that tenth began."""
-    checkpoints: list[Path]
-    """Where the trained autoencoders are; empty without `out`."""
-    was_finished: bool
-    """True when `out` already held this run, finished: nothing was trained, the models were loaded from it."""
 
 
 def fit(
@@ -344,7 +271,8 @@ class _Run:
         """What decides the weights a run comes to, beside models and data: kept in the checkpoint."""
         cosmetic = ("log_every", "save_minutes", "save_every", "progress")
         settings = {key: value for key, value in to_tagged(self.config).items() if key not in cosmetic}
-        return {**settings, "precision": self.precision, "n_tokens": self.stream.n_tokens}
+        stream = {"n_tokens": self.stream.n_tokens, "batch_size": self.stream.batch_size}
+        return {**settings, "precision": self.precision, **stream}
 
     def _open(self, out: str | Path | None) -> RunDirectory | None:
         if out is None:

@@ -30,9 +30,10 @@ class BatchStream:
         if known is not None and not isinstance(batches, Sequence) and known < total:
             raise ConfigError(f"n_tokens={total}, but the batches end after {known}; lower n_tokens or raise theirs.")
         self.n_tokens: int = total
+        self.batch_size: int | None = getattr(batches, "batch_size", None)
+        """Rows of a batch, where the source says so."""
         self._batches = batches
         self._n_taken = 0
-        self._has_rows = isinstance(batches, Sequence) and any(len(batch) for batch in batches)
 
     @property
     def is_resumable(self) -> bool:
@@ -69,8 +70,11 @@ class BatchStream:
         if not isinstance(self._batches, Sequence):
             yield from self._batches
             return
-        while self._has_rows:
-            yield self._batches[self._n_taken % len(self._batches)]
+        n_empty = 0  # in a row: a whole pass of them will not end
+        while n_empty < len(self._batches):
+            batch = self._batches[self._n_taken % len(self._batches)]
+            n_empty = 0 if len(batch) else n_empty + 1
+            yield batch
 
     @property
     def _has_state(self) -> bool:
