@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 from indexes import BANK, VOCABULARY, make_tiny_index
 
-from saekit.index import format as layout
-
 PAGE = (Path(__file__).parents[1] / "docs" / "formats.md").read_text(encoding="utf-8")
 SECTION = PAGE.split("\n## FeatureIndex\n")[1].split("\n## ")[0]
 
@@ -44,39 +42,35 @@ def test_an_index_can_be_read_by_the_document_alone(path: Path) -> None:
     assert totals.sum() == pytest.approx(np.load(path / "statistics/total.npy")[BANK])
 
 
-def test_every_file_is_in_the_document_with_its_dtype(path: Path) -> None:
+def documented_arrays() -> dict[str, tuple[str, list[str]]]:
+    """For every array that the tables name: its dtype and its axes."""
+    files = re.findall(r"^\| `([\w/]+)\.npy` \| (\w+) `\[(.+?)\]`", SECTION, re.MULTILINE)
+    arrays = {name: (dtype, re.split(r"(?<!\+) (?!\+)", axes)) for name, dtype, axes in files}
+    table = SECTION.split("### The statistics table")[1].split("### meta.json")[0]
+    for names, dtypes in re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| ([\w, ]+) \|", table, re.MULTILINE):
+        columns, types = re.findall(r"\w+", names), re.findall(r"\w+", dtypes)
+        for column, dtype in zip(columns, types if len(types) > 1 else types * len(columns), strict=True):
+            arrays[f"statistics/{column}"] = (dtype, ["d_sae"])
+    for name, dtype in re.findall(r"`(logits/\w+)\.npy`(?=[^`]*(?:`logits/\w+\.npy`)?,\s(int32|float32))", SECTION):
+        arrays[name] = (dtype, ["d_sae", "n_logits"])
+    return arrays
+
+
+def test_every_array_is_in_the_document_with_its_dtype_and_shape(path: Path) -> None:
     meta = json.loads((path / "meta.json").read_text())
-    documented = re.sub(r"`statistics/<column>.npy`", "", SECTION)
-    columns = set(re.findall(r"`(\w+)`", SECTION.split("### The statistics table")[1].split("### meta.json")[0]))
-    for name in meta["arrays"]:
-        folder, _, column = name.partition("/")
-        if folder == "statistics":
-            assert column in columns, name
-        else:
-            assert f"`{name}.npy`" in documented, name
+    documented = documented_arrays()
+    assert set(documented) == set(meta["arrays"])
+    sizes = {name: meta[name] for name in ("d_sae", "n_rows", "n_codes")} | {"n_levels": len(meta["quantile_levels"])}
+    for name, (dtype, axes) in documented.items():
+        array = np.load(path / f"{name}.npy", allow_pickle=False)
+        assert array.dtype == np.dtype(dtype), name
+        assert array.ndim == len(axes), name
+        for length, axis in zip(array.shape, axes, strict=True):
+            size, _, more = axis.partition(" + ")
+            assert sizes.setdefault(size, length - int(more or 0)) == length - int(more or 0), (name, axis)
 
 
 def test_every_key_of_meta_json_is_in_the_document(path: Path) -> None:
     meta = json.loads((path / "meta.json").read_text())
     described = SECTION.split("### meta.json")[1].split("### annotations.jsonl")[0]
     assert set(meta) <= set(re.findall(r"`(\w+)`", described))
-
-
-def test_dtypes_and_shapes_on_disk_are_those_of_the_specs(path: Path) -> None:
-    meta = json.loads((path / "meta.json").read_text())
-    specs = {
-        **layout.ARRAYS,
-        **layout.TOKEN_ARRAYS,
-        **layout.LABEL_ARRAYS,
-        **layout.NEIGHBOUR_ARRAYS,
-        **layout.LOGIT_ARRAYS,
-    }
-    assert set(meta["arrays"]) - set(specs) == {name for name in meta["arrays"] if name.startswith("statistics/")}
-    for name, spec in specs.items():
-        array = np.load(path / f"{name}.npy")
-        assert array.dtype.str in spec.dtypes, name
-        assert array.ndim == len(spec.shape), name
-        for length, axis in zip(array.shape, spec.shape, strict=True):
-            base, plus, one = axis.partition("+")
-            if base in meta:
-                assert length == meta[base] + (int(one) if plus else 0), name

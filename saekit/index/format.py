@@ -4,7 +4,6 @@ A *code* is one nonzero latent of one row: the triple (row, feature, value). `n_
 """
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -84,60 +83,6 @@ def ranges(starts: Integer[np.ndarray, " n"], counts: Integer[np.ndarray, " n"])
     ends = np.cumsum(counts)
     total = int(ends[-1]) if len(ends) else 0
     return np.arange(total, dtype=np.int64) + np.repeat(starts - (ends - counts), counts)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ArraySpec:
-    """One `.npy` file of an index: its dtypes (any of them) and its shape in the names of `meta.json`."""
-
-    dtypes: tuple[str, ...]
-    shape: tuple[str, ...]
-
-
-_OFFSETS = ("<i8",)
-_INDEX = ("<u2", "<u4")
-ARRAYS: dict[str, ArraySpec] = {
-    "by_feature/offsets": ArraySpec(dtypes=_OFFSETS, shape=("d_sae+1",)),
-    "by_feature/rows": ArraySpec(dtypes=("<u4",), shape=("n_codes",)),
-    "by_feature/values": ArraySpec(dtypes=("<f2",), shape=("n_codes",)),
-    "by_row/offsets": ArraySpec(dtypes=_OFFSETS, shape=("n_rows+1",)),
-    "by_row/features": ArraySpec(dtypes=_INDEX, shape=("n_codes",)),
-    "by_row/values": ArraySpec(dtypes=("<f2",), shape=("n_codes",)),
-    "quantiles": ArraySpec(dtypes=("<f4",), shape=("d_sae", "n_levels")),
-}
-"""Arrays of every index."""
-
-TOKEN_ARRAYS: dict[str, ArraySpec] = {
-    "tokens/of_row": ArraySpec(dtypes=("<i4",), shape=("n_rows",)),
-    "tokens/offsets": ArraySpec(dtypes=_OFFSETS, shape=("n_token_ids+1",)),
-    "tokens/rows": ArraySpec(dtypes=("<u4",), shape=("n_rows",)),
-}
-"""Arrays of an index of texts."""
-
-LABEL_ARRAYS: dict[str, ArraySpec] = {
-    "labels/offsets": ArraySpec(dtypes=_OFFSETS, shape=("d_sae+1",)),
-    "labels/label": ArraySpec(dtypes=("<u4",), shape=("n_label_pairs",)),
-    "labels/total": ArraySpec(dtypes=("<f4",), shape=("n_label_pairs",)),
-    "labels/n_active": ArraySpec(dtypes=("<u4",), shape=("n_label_pairs",)),
-    "labels/n_documents": ArraySpec(dtypes=("<u4",), shape=("n_label_pairs",)),
-    "labels/rows_per_label": ArraySpec(dtypes=_OFFSETS, shape=("n_labels",)),
-    "labels/documents_per_label": ArraySpec(dtypes=_OFFSETS, shape=("n_labels",)),
-}
-"""Arrays of an index whose examples have labels."""
-
-NEIGHBOUR_ARRAYS: dict[str, ArraySpec] = {
-    "neighbours/features": ArraySpec(dtypes=("<i4",), shape=("d_sae", "n_neighbours")),
-    "neighbours/cosines": ArraySpec(dtypes=("<f4",), shape=("d_sae", "n_neighbours")),
-}
-"""Nearest features by decoder cosine."""
-
-LOGIT_ARRAYS: dict[str, ArraySpec] = {
-    "logits/promoted": ArraySpec(dtypes=("<i4",), shape=("d_sae", "n_logits")),
-    "logits/promoted_values": ArraySpec(dtypes=("<f4",), shape=("d_sae", "n_logits")),
-    "logits/suppressed": ArraySpec(dtypes=("<i4",), shape=("d_sae", "n_logits")),
-    "logits/suppressed_values": ArraySpec(dtypes=("<f4",), shape=("d_sae", "n_logits")),
-}
-"""The logit lens, where the index was built with a language model at hand."""
 
 
 def array_path(directory: str | Path, name: str) -> Path:

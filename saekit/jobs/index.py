@@ -197,7 +197,9 @@ def _encoder(sae: SparseAutoencoder, store: ActivationStore, hook_point: str, ba
 
 
 def _refuse_non_finite(x: Float[Tensor, "n width"], first: int, store: ActivationStore) -> None:
-    # A NaN row has no active latent: it would not show in the codes.
+    # A NaN row has no active latent: it would not show in the codes. The sum is cheap; rows are looked at if it is bad.
+    if bool(x.sum(dtype=torch.float32).isfinite()):
+        return
     is_bad = ~torch.isfinite(x).all(dim=1)
     if bool(is_bad.any()):
         row = first + int(is_bad.nonzero()[0])
