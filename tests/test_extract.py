@@ -115,7 +115,7 @@ class StopsAfter(FakeText):
         return super().rows(keys, point)
 
 
-@pytest.mark.parametrize("n_tokens", [None, 250])
+@pytest.mark.parametrize("n_tokens", [None, 330])
 @pytest.mark.parametrize("n_batches", [0, 1, 4, 6])
 def test_an_interrupted_extraction_goes_on_with_the_same_bytes(
     tmp_path: Path, n_batches: int, n_tokens: int | None

@@ -12,15 +12,14 @@ import numpy as np
 from jaxtyping import Shaped
 
 from saekit import __version__
-from saekit.errors import StoreError
 from saekit.files import hash_file, sync_directory, write_json
-from saekit.store.examples import Example, ImageGeometry, TokenLayout, table_hash
+from saekit.store.columns import ExampleColumns, columns_of
+from saekit.store.examples import Example, TokenLayout, table_hash
 from saekit.store.format import (
     COLUMN_DTYPES,
     EXAMPLES_KIND,
     EXAMPLES_SCHEMA,
     file_record,
-    geometry_columns,
     offsets_of,
 )
 
@@ -50,52 +49,52 @@ class ExampleTableWriter:
         self._labels: dict[str, int] = {}
         self._document_of: list[int] = []
         self._label_of: list[int] = []
-        self._starts: list[int] = []
         self._captions: list[bytes] = []
-        self._geometry: list[tuple[float, ...]] = []
-        self._n_kept: list[int] = []
-        self._sizes: list[int] = []
+        self._small: dict[str, list[Shaped[np.ndarray, ...]]] = {}
 
     def append(self, examples: Iterable[Example]) -> None:
         """Add examples, in order."""
-        for example in examples:
-            self._check(example)
-            self._document_of.append(self._documents.setdefault(example.document, len(self._documents)))
-            label = example.label
+        self.extend(columns_of(list(examples), self.kind))
+
+    def extend(self, columns: ExampleColumns) -> None:
+        """Add examples that are columns already."""
+        for document, label in zip(columns.documents, columns.labels, strict=True):
+            self._document_of.append(self._documents.setdefault(document, len(self._documents)))
             self._label_of.append(-1 if label is None else self._labels.setdefault(label, len(self._labels)))
-            n_kept = len(example.kept)
-            self._n_kept.append(n_kept)
-            self._write("row_example.i32", np.full(n_kept, self.n_examples))
-            self._write("row_position.i32", example.kept)
-            if example.token_ids is not None:
-                self._write("tokens.i32", example.token_ids)
-                self._sizes.append(len(example.token_ids))
-                self._starts.append(example.start)
-            if example.geometry is not None:
-                self._files["thumbnails.u8"].write(example.thumbnail)
-                self._sizes.append(len(example.thumbnail))
-                self._captions.append((example.caption or "").encode("utf-8", "surrogatepass"))
-                self._geometry.append(_geometry_row(example.geometry))
-            self.n_examples += 1
-            self.n_rows += n_kept
+        n_examples, n_rows = len(columns.documents), len(columns.kept)
+        numbers = np.arange(self.n_examples, self.n_examples + n_examples)
+        self._write("row_example.i32", np.repeat(numbers, columns.n_kept))
+        self._write("row_position.i32", columns.kept)
+        if self.kind == "text":
+            self._write("tokens.i32", columns.tokens)
+        else:
+            self._write("thumbnails.u8", columns.thumbnails)
+            self._captions.extend((caption or "").encode("utf-8", "surrogatepass") for caption in columns.captions)
+        for name in ("n_kept", "sizes", "starts", "geometry"):
+            self._small.setdefault(name, []).append(getattr(columns, name))
+        self.n_examples += n_examples
+        self.n_rows += n_rows
 
     def finish(self, vocabulary: Sequence[bytes] | None = None) -> None:
         """Write what is left and give the directory its name. `vocabulary`: the bytes of every token id."""
+        if not self._small:
+            self.append([])
+        small = {name: np.concatenate(parts) for name, parts in self._small.items()}
         names = sorted(self._labels)
         place = {name: i for i, name in enumerate(names)}
         new_label = np.array([*(place[label] for label in self._labels), -1], dtype=np.int32)
         self._whole("label_of.i32", new_label[np.array(self._label_of, dtype=np.int64)])
         self._whole("document_of.i32", np.array(self._document_of, dtype=np.int32))
-        self._whole("row_offsets.i64", offsets_of(self._n_kept))
+        self._whole("row_offsets.i64", offsets_of(small["n_kept"]))
         self._ragged("documents", [name.encode("utf-8", "surrogatepass") for name in self._documents])
         if self.kind == "text":
-            self._whole("start.i32", np.array(self._starts, dtype=np.int32))
-            self._whole("tokens_offsets.i64", offsets_of(self._sizes))
+            self._whole("start.i32", small["starts"])
+            self._whole("tokens_offsets.i64", offsets_of(small["sizes"]))
             if vocabulary is not None:
                 self._ragged("vocabulary", vocabulary)
         else:
-            self._whole("geometry.f64", np.array(self._geometry, dtype=np.float64).reshape(-1, len(geometry_columns())))
-            self._whole("thumbnails_offsets.i64", offsets_of(self._sizes))
+            self._whole("geometry.f64", small["geometry"])
+            self._whole("thumbnails_offsets.i64", offsets_of(small["sizes"]))
             self._ragged("captions", self._captions)
         files = {name: self._record(name) for name in sorted(self._files)}
         self._open.close()
@@ -126,14 +125,6 @@ class ExampleTableWriter:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
-    def _check(self, example: Example) -> None:
-        has = "text" if example.token_ids is not None else "image" if example.geometry is not None else "neither"
-        if has != self.kind:
-            raise StoreError(
-                f"Example {self.n_examples} ({example.document}) is of kind {has!r} in a table of kind {self.kind!r}; "
-                f"a text example has token_ids, an image example a geometry."
-            )
-
     def _create(self, name: str) -> BinaryIO:
         return self._open.enter_context(open(self._temporary / name, "wb"))
 
@@ -155,7 +146,3 @@ class ExampleTableWriter:
         os.fsync(file.fileno())
         n_items = file.tell() // COLUMN_DTYPES[name.rpartition(".")[2]].itemsize
         return file_record(self._shapes.get(name, (n_items,)), hash_file(self._temporary / name))
-
-
-def _geometry_row(geometry: ImageGeometry) -> tuple[float, ...]:
-    return tuple(float(n) for n in (geometry.width, geometry.height, *geometry.crop, *geometry.grid))

@@ -19,8 +19,8 @@ EXAMPLES_KIND = "ExampleTable"
 EXAMPLES_SCHEMA = 1
 
 SHARDS = "shards"
-SEGMENT = "segment"
-"""Folder of a shard with what only an unfinished extraction needs; gone once `meta.json` is there."""
+SEGMENT = "segment.npz"
+"""File of a shard with what only an unfinished extraction needs; gone once `meta.json` is there."""
 PLAN = "extraction.json"
 """What an unfinished extraction was asked for; gone once `meta.json` is there."""
 

@@ -1,6 +1,7 @@
 """ShardWriter: one shard on its way to the disk, under a temporary name until it is whole."""
 
 import dataclasses
+import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -13,11 +14,11 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from saekit.errors import InputError, StoreError
-from saekit.files import hash_file, sync_directory, write_json
+from saekit.files import atomic_write, hash_file, sync_directory, write_json
 from saekit.store.background import BackgroundTasks
-from saekit.store.example_writer import ExampleTableWriter
+from saekit.store.columns import columns_of
 from saekit.store.examples import Example, TokenLayout
-from saekit.store.format import SEGMENT, hook_file, rows_bytes, shard_name
+from saekit.store.format import SEGMENT, hook_file, offsets_of, rows_bytes, shard_name
 from saekit.store.moments import Moments, RowStatistics, merge_moments, row_statistics
 
 TORCH_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -54,25 +55,22 @@ class ShardWriter:
         shutil.rmtree(self._temporary, ignore_errors=True)
         self._temporary.mkdir(parents=True)
         self._tasks, self._widths, self._dtype = tasks, dict(widths), dtype
-        kind = "image" if layout.content == "patch" else "text"
-        self._table = ExampleTableWriter(self._temporary / SEGMENT / "examples", kind=kind, layout=layout)
+        self._kind = "image" if layout.content == "patch" else "text"
         self._files = {point: open(self._temporary / hook_file(point), "wb", buffering=0) for point in widths}  # noqa: SIM115
         self._n_written = dict.fromkeys(widths, 0)
         self._moments: dict[str, list[Moments]] = {point: [] for point in widths}
         self._norms: dict[str, list[tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"]]]] = {p: [] for p in widths}
         self._staged: list[_Staged] = []
-        self._examples: list[tuple[int, Example]] = []
+        self._examples: list[Example] = []
 
     def append(self, examples: Sequence[Example]) -> Int[np.ndarray, " n_plus_1"]:
         """Add examples; returns where in the shard the rows of each begin, and where those of the last end."""
         starts = [self.n_rows]
-        slim = [dataclasses.replace(example, pixels=None, thumbnail=b"") for example in examples]
-        for example in slim:
-            self._examples.append((self.n_rows, example))
+        for example in examples:
+            self._examples.append(dataclasses.replace(example, pixels=None))
             self.n_rows += len(example.kept)
             starts.append(self.n_rows)
         self.n_examples += len(examples)
-        self._table.append(examples)
         return np.array(starts, dtype=np.int64)
 
     def put(self, rows: Mapping[str, Float[Tensor, "n width"]], destinations: Int[np.ndarray, " n"]) -> None:
@@ -100,7 +98,6 @@ class ShardWriter:
         """Forget everything of this shard, on disk too."""
         for file in self._files.values():
             file.close()
-        self._table.close()
         shutil.rmtree(self._temporary, ignore_errors=True)
 
     def _stage(self, point: str, native: Float[Tensor, "n width"], destinations: Int[np.ndarray, " n"]) -> _Staged:
@@ -134,7 +131,8 @@ class ShardWriter:
                 data, offset = data[n_written:], offset + n_written
 
     def _finish(self, state: dict[str, Any]) -> None:
-        files, squared, segment = {}, {}, self._temporary / SEGMENT
+        files: dict[str, Any] = {}
+        segment: dict[str, Any] = columns_of(self._examples, self._kind).to_arrays()
         for point, width in self._widths.items():
             n_bytes = rows_bytes(self.n_rows, width, self._dtype)
             found = os.fstat(self._files[point].fileno()).st_size
@@ -149,13 +147,13 @@ class ShardWriter:
             files[point] = {"file": file.name, "bytes": n_bytes, "blake2b": hash_file(file)}
             moments = merge_moments(self._moments[point])
             norms = np.empty(self.n_rows, dtype="<f4")
-            for destinations, values in self._norms[point]:
-                norms[destinations] = values
-            np.save(segment / hook_file(point, "mean.npy"), moments.mean, allow_pickle=False)
-            np.save(segment / hook_file(point, "norms.npy"), norms, allow_pickle=False)
-            squared[point] = moments.squared
-        self._table.finish()
-        write_json(segment / "state.json", {"state": state, "squared": squared})
+            for destinations, part in self._norms[point]:
+                norms[destinations] = part
+            values = {"mean": moments.mean, "squared": np.float64(moments.squared), "norms": norms}
+            segment.update({f"{name} {point}": value for name, value in values.items()})
+        segment["state"] = np.frombuffer(json.dumps(state).encode(), dtype=np.uint8)
+        with atomic_write(self._temporary / SEGMENT) as segment_file:
+            np.savez(segment_file, allow_pickle=False, **segment)
         manifest = {"shard": self.number, "n_rows": self.n_rows, "n_examples": self.n_examples, "files": files}
         write_json(self._temporary / "manifest.json", manifest)
         self._temporary.rename(self._path)
@@ -164,9 +162,10 @@ class ShardWriter:
 
     def _refuse(self, item: _Staged, row: int) -> None:
         destination = int(item.destinations[row])
-        starts = [start for start, _ in self._examples]
-        start, example = self._examples[int(np.searchsorted(starts, destination, side="right")) - 1]
-        where = f"example {example.document!r}, position {int(example.kept[destination - start])}"
+        starts = offsets_of([len(example.kept) for example in self._examples])
+        i = int(np.searchsorted(starts, destination, side="right")) - 1
+        example = self._examples[i]
+        where = f"example {example.document!r}, position {int(example.kept[destination - starts[i]])}"
         native = item.native[row]
         if bool(torch.isfinite(native).all()):
             largest = float(native.abs().max())

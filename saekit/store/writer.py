@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,13 +12,14 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from saekit import __version__
 from saekit.errors import ConfigError, SaekitError, StoreError
 from saekit.files import atomic_write, hash_json, read_json, read_meta, write_json
 from saekit.store.background import BackgroundTasks
+from saekit.store.columns import ExampleColumns
 from saekit.store.example_writer import ExampleTableWriter
 from saekit.store.examples import Example, ExampleTable, TokenLayout
 from saekit.store.format import KIND, PLAN, SCHEMA, SEGMENT, SHARDS, hook_file, shard_name, storage_dtype
@@ -92,7 +94,10 @@ class StoreWriter:
 
     def last_state(self) -> dict[str, Any] | None:
         """What `end_shard` was given for the last shard that is done; None when there is none."""
-        return self._state(self.n_done - 1)["state"] if self.n_done else None
+        if self.n_done == 0:
+            return None
+        state: dict[str, Any] = json.loads(_segment(self._shards / shard_name(self.n_done - 1), "state").tobytes())
+        return state
 
     def begin_shard(self) -> ShardWriter:
         """The writer of the shard after the last."""
@@ -149,7 +154,7 @@ class StoreWriter:
             write_json(self.path / "meta.json", {**meta, "content_hash": hash_json(data)})
             self.is_complete = True
         for folder in folders:
-            shutil.rmtree(folder / SEGMENT, ignore_errors=True)
+            (folder / SEGMENT).unlink(missing_ok=True)
         (self.path / PLAN).unlink(missing_ok=True)
 
     def __enter__(self) -> "StoreWriter":
@@ -176,10 +181,6 @@ class StoreWriter:
             else:
                 path.unlink()
 
-    def _state(self, shard: int) -> dict[str, Any]:
-        state: dict[str, Any] = read_json(self._shards / shard_name(shard) / SEGMENT / "state.json")
-        return state
-
     def _manifest(self, shard: int) -> dict[str, Any]:
         manifest: dict[str, Any] = read_json(self._shards / shard_name(shard) / "manifest.json")
         return manifest
@@ -188,16 +189,17 @@ class StoreWriter:
         kind = "image" if self.layout.content == "patch" else "text"
         with ExampleTableWriter(self.path / "examples", kind=kind, layout=self.layout) as writer:
             for folder in folders:
-                table = ExampleTable.open(folder / SEGMENT / "examples")
-                writer.append(table[i] for i in range(len(table)))
+                with np.load(folder / SEGMENT, allow_pickle=False) as segment:
+                    writer.extend(ExampleColumns.from_arrays(segment))
             writer.finish(vocabulary)
 
     def _describe(self, point: str, folders: Sequence[Path], table: ExampleTable) -> dict[str, Any]:
         parts, norms = [], []
         for shard, folder in enumerate(folders):
-            mean = np.load(folder / SEGMENT / hook_file(point, "mean.npy"), allow_pickle=False)
-            parts.append(Moments(self._manifest(shard)["n_rows"], mean, self._state(shard)["squared"][point]))
-            norms.append(np.load(folder / SEGMENT / hook_file(point, "norms.npy"), allow_pickle=False))
+            n_rows = self._manifest(shard)["n_rows"]
+            mean, squared = (_segment(folder, f"{name} {point}") for name in ("mean", "squared"))
+            parts.append(Moments(n_rows, mean, float(squared)))
+            norms.append(_segment(folder, f"norms {point}"))
         moments = merge_moments(parts)
         mean_file = f"moments/{hook_file(point, 'mean.npy')}"
         with atomic_write(self.path / mean_file) as file:
@@ -224,6 +226,12 @@ def full_disk_explained(path: Path) -> Iterator[None]:
             f"The disk that holds {path} is full. Its {n_done} finished shards are whole: make room and run the same "
             f"command again, and it goes on from there."
         ) from None
+
+
+def _segment(folder: Path, name: str) -> Shaped[np.ndarray, "..."]:
+    with np.load(folder / SEGMENT, allow_pickle=False) as segment:
+        values: Shaped[np.ndarray, ...] = segment[name]
+        return values
 
 
 def _lock(path: Path) -> int:
