@@ -269,7 +269,7 @@ def test_a_reader_that_fails_midway_leaves_the_whole_shards(tmp_path: Path) -> N
     lines = [json.dumps({"text": f"document number {i} is fine"}) for i in range(40)]
     source = tmp_path / "corpus.jsonl"
     source.write_text("\n".join([*lines, "{oops", *lines]))
-    with pytest.raises(InputError, match="line 41 is not JSON"):
+    with pytest.raises(InputError, match="1 unusable line: line 41 is not JSON"):
         extract(FakeText(), read_documents(source), out=tmp_path / "s", source="corpus", **SETTINGS)
     assert (tmp_path / "s" / "shards" / "00000" / "manifest.json").exists()
     source.write_text("\n".join([*lines, *lines]))

@@ -10,7 +10,7 @@ from saekit.errors import InputError, closest, require
 from saekit.inputs.skipped import SkipLog
 from saekit.inputs.source import TEXT_SUFFIXES, class_names, dataset_rows, existing, list_files
 
-MAX_BAD_LINES = 10
+MAX_WRONG_LINES = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ def read_documents(
     `source` is a text file, a JSONL or Parquet file, a folder of those (a text file's label is the name of its folder
     below `source`), a folder written by `datasets.save_to_disk`, or `hf:owner/name[:split]`, which is streamed.
     Blank documents and files that are not UTF-8 are counted in `skipped`. Raises `InputError` when the source does
-    not exist, when nothing readable is in it, and for lines that are not JSON objects with `text_field` (all named).
+    not exist, when nothing readable is in it, and for lines that are not JSON objects with `text_field`, which it names.
     """
     log = SkipLog() if skipped is None else skipped
     n_read = 0
@@ -58,7 +58,7 @@ def _read(source: str | Path, text_field: str, label_field: str, glob: str | Non
         for prefix, dataset in rows:
             names = class_names(dataset, label_field)
             for i, row in enumerate(dataset):
-                yield _from_record(row, f"{prefix}{i}", text_field, label_field, names)
+                yield _named(row, f"{prefix}{i}", text_field, label_field, names)
         return
     root = existing(source)
     for file in list_files(root, TEXT_SUFFIXES, glob):
@@ -85,22 +85,40 @@ def _read_text(file: Path, id: str, root: Path, log: SkipLog) -> Iterator[Docume
 
 
 def _read_jsonl(file: Path, id: str, text_field: str, label_field: str, log: SkipLog) -> Iterator[Document]:
+    wrong: list[str] = []
     with open(file, "rb") as lines:
         for number, raw in enumerate(lines, start=1):
             if not raw.strip():
                 continue
-            line_id = f"{id}:{number}"
             try:
-                record = json.loads(raw.decode("utf-8-sig" if number == 1 else "utf-8"))
+                record = _parse(raw.decode("utf-8-sig" if number == 1 else "utf-8"))
+                document = _from_record(record, f"{id}:{number}", text_field, label_field, None)
             except UnicodeDecodeError:
-                log.add(line_id, "not valid UTF-8")
+                log.add(f"{id}:{number}", "not valid UTF-8")
                 continue
-            except json.JSONDecodeError as error:
-                raise InputError(f"{file}, line {number} is not JSON: {error}. Each line is one JSON object.") from None
-            if not isinstance(record, dict):
-                kind = type(record).__name__
-                raise InputError(f'{file}, line {number} is a JSON {kind}; expected an object like {{"text": "..."}}.')
-            yield _from_record(record, line_id, text_field, label_field, None)
+            except InputError as error:
+                wrong.append(f"line {number} {error}")
+                if len(wrong) == MAX_WRONG_LINES:
+                    break
+                continue
+            # After a wrong line the rest is read only to list the others.
+            if not wrong:
+                yield document
+    if wrong:
+        more = ", at least" if len(wrong) == MAX_WRONG_LINES else ""
+        raise InputError(
+            f"{file} has {len(wrong)} unusable line{'s' if len(wrong) > 1 else ''}{more}: {'; '.join(wrong)}."
+        )
+
+
+def _parse(line: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise InputError(f"is not JSON ({error})") from None
+    if not isinstance(record, dict):
+        raise InputError(f'is a JSON {type(record).__name__}, not an object like {{"text": "..."}}')
+    return record
 
 
 def _read_parquet(file: Path, id: str, text_field: str, label_field: str) -> Iterator[Document]:
@@ -111,29 +129,36 @@ def _read_parquet(file: Path, id: str, text_field: str, label_field: str) -> Ite
         raise InputError(f"{file} is not a Parquet file: {error}") from None
     names = table.schema_arrow.names
     if text_field not in names:
-        raise InputError(_no_field(str(file), text_field, names))
+        raise InputError(f"{file} {_no_field(text_field, names)}.")
     columns = [name for name in (text_field, label_field) if name in names]
     number = 0
     for batch in table.iter_batches(batch_size=1024, columns=columns):
         for record in batch.to_pylist():
             number += 1
-            yield _from_record(record, f"{id}:{number}", text_field, label_field, None)
+            yield _named(record, f"{id}:{number}", text_field, label_field, None)
+
+
+def _named(record: dict[str, Any], id: str, text_field: str, label_field: str, names: list[str] | None) -> Document:
+    try:
+        return _from_record(record, id, text_field, label_field, names)
+    except InputError as error:
+        raise InputError(f"{id} {error}.") from None
 
 
 def _from_record(
     record: dict[str, Any], id: str, text_field: str, label_field: str, names: list[str] | None
 ) -> Document:
     if text_field not in record:
-        raise InputError(_no_field(id, text_field, list(record)))
+        raise InputError(_no_field(text_field, list(record)))
     text, label = record[text_field], record.get(label_field)
     if text is not None and not isinstance(text, str):
-        raise InputError(f"{id}: field {text_field!r} is a {type(text).__name__}; expected a string.")
+        raise InputError(f"has a {type(text).__name__} as {text_field!r}, not a string")
     if names is not None and isinstance(label, int) and 0 <= label < len(names):
         label = names[label]
     return Document(id=id, text=text or "", label=None if label is None else str(label))
 
 
-def _no_field(where: str, field: str, names: list[str]) -> str:
-    known = f"It has {', '.join(repr(name) for name in names)}" if names else "It has none"
+def _no_field(field: str, names: list[str]) -> str:
+    known = f"it has {', '.join(repr(name) for name in names)}" if names else "it is empty"
     near = f"; closest: {closest(field, names, n=1)}" if names else ""
-    return f"{where} has no field {field!r}. {known}{near}. Name the field of the text with --text-field."
+    return f"has no field {field!r} ({known}{near}; name the field of the text with --text-field)"

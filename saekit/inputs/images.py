@@ -35,7 +35,8 @@ class ImageInput:
         if isinstance(self.load, image_module.Image):
             return self.load
         try:
-            image = image_module.open(io.BytesIO(self.load) if isinstance(self.load, bytes) else self.load)
+            data = self.load if isinstance(self.load, bytes) else Path(self.load).read_bytes()
+            image = image_module.open(io.BytesIO(data))
             image.load()
         except (OSError, SyntaxError, ValueError, image_module.DecompressionBombError) as error:
             raise InputError(f"{self.id} is not a readable image: {error}") from None

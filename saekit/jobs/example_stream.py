@@ -15,6 +15,9 @@ from saekit.store import Example
 CHUNK_BATCHES = {"text": 16, "image": 4}
 """Batches whose examples are held in memory and sorted together; an image's pixels are much larger than a text."""
 
+MAX_SHARD_EXAMPLES = 8192
+"""A shard's thumbnails are held in memory; with one row per image, rows alone would let them grow without end."""
+
 
 @dataclass(frozen=True)
 class Chunk:
@@ -124,8 +127,9 @@ def cut_into_chunks(
 ) -> Generator[Chunk, None, None]:
     """The examples of `stream` in chunks, which make up shards; the last chunk is empty and has the final state.
 
-    A shard ends with the first whole batch that takes it to `shard_rows` rows, or with the example that takes all of
-    them (with the `n_rows_done` before) to `n_tokens`. Nothing here depends on time, so a second run cuts the same.
+    A shard ends with the first whole batch that takes it to `shard_rows` rows or 8192 examples, or with the example
+    that takes all of them (with the `n_rows_done` before) to `n_tokens`. Nothing here depends on time, so a second run
+    cuts the same.
     """
     examples: list[Example] = []
     n_rows, n_in_shard, n_examples = n_rows_done, 0, 0
@@ -134,15 +138,16 @@ def cut_into_chunks(
         examples.append(example)
         n_rows, n_in_shard, n_examples = n_rows + len(example.kept), n_in_shard + len(example.kept), n_examples + 1
         is_last = n_tokens is not None and n_rows >= n_tokens
-        ends_shard = is_last or (n_in_shard >= shard_rows and n_examples % batch_size == 0)
+        is_full = n_in_shard >= shard_rows or n_examples >= MAX_SHARD_EXAMPLES
+        ends_shard = is_last or (is_full and n_examples % batch_size == 0)
         if ends_shard or len(examples) == batch_size * chunk_batches:
-            yield Chunk(examples, ends_shard, stream.state())
+            yield Chunk(examples, ends_shard, {**stream.state(), "n_rows": n_rows})
             examples = []
         if ends_shard:
             n_in_shard = n_examples = 0
         if is_last:
             break
-    yield Chunk(examples, n_examples > 0, stream.state())
+    yield Chunk(examples, n_examples > 0, {**stream.state(), "n_rows": n_rows})
 
 
 def _identity(item: Document | ImageInput) -> str:
