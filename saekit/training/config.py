@@ -13,8 +13,9 @@ from saekit.training.optim import PRECISIONS
 class FitConfig:
     """How to train: the optimizer, its schedules, and how often to look and to save."""
 
-    lr: float = 2e-4
-    """Peak learning rate of Adam."""
+    lr: float | Literal["auto"] = "auto"
+    """Peak learning rate of Adam. "auto" is 2e-4 / sqrt(d_sae / 16384), which Gao et al. 2024 (arXiv:2406.04093) fitted
+    for TopK; 1e-3 for autoencoders that are not sparse."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Adam's decay rates of the first and second moment."""
     lr_warmup_fraction: float = 0.05
@@ -41,7 +42,7 @@ class FitConfig:
         shares = ("lr_warmup_fraction", "lr_decay_fraction", "sparsity_warmup_fraction")
         rules = [(name, "a share in 0..1", 0 <= getattr(self, name) <= 1) for name in shares]
         rules += [
-            ("lr", "above 0", self.lr > 0),
+            ("lr", "above 0, or 'auto'", self.lr == "auto" or self.lr > 0),
             ("clip_grad_norm", "0 or more", self.clip_grad_norm >= 0),
             ("precision", "one of " + ", ".join(PRECISIONS), self.precision in PRECISIONS),
             ("log_every", "1 or more", self.log_every >= 1),

@@ -37,6 +37,7 @@ from saekit.training.optim import (
     Schedule,
     make_optimizer,
     matmul_precision,
+    resolve_lr,
     resolve_precision,
     take_step,
 )
@@ -95,7 +96,8 @@ class _Run:
             lr_decay_fraction=config.lr_decay_fraction,
             sparsity_warmup_fraction=config.sparsity_warmup_fraction,
         )
-        self.optimizers = [make_optimizer(model, config.lr, config.betas) for model in models]
+        self.lrs = [resolve_lr(config.lr, model) for model in models]
+        self.optimizers = [make_optimizer(m, lr, config.betas) for m, lr in zip(models, self.lrs, strict=True)]
         self.windows = [WindowMeter(self.d_in, self.device) for _ in models]
         self.finals = [WindowMeter(self.d_in, self.device) for _ in models]
         self.densities = [DensityMeter(m) if isinstance(m, SparseAutoencoder) else None for m in models]
@@ -149,7 +151,7 @@ class _Run:
     def _step(self, x: Tensor) -> None:
         """One batch through every model. Waits for the device nowhere."""
         _check_batch(x, self.d_in, self.step)
-        lr = self.config.lr * self.schedule.lr(self.n_seen, len(x))
+        lr_scale = self.schedule.lr(self.n_seen, len(x))
         sparsity_scale = self.schedule.sparsity(self.n_seen, len(x))
         is_final = self.n_seen + len(x) > (1 - FINAL_FRACTION) * self.stream.n_tokens
         totals = []
@@ -161,7 +163,7 @@ class _Run:
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
                     loss = model.training_loss(x)
                 loss.total.backward()
-                take_step(model, optimizer, lr, self.config.clip_grad_norm)
+                take_step(model, optimizer, self.lrs[i] * lr_scale, self.config.clip_grad_norm)
                 totals.append(loss.total)
                 self.windows[i].update(x, loss)
                 if is_final:

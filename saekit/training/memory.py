@@ -43,6 +43,16 @@ def out_of_memory(models: Sequence[nn.Module], n_rows: int, device: torch.device
     )
 
 
+def refuse_wide_dictionary(d_in: int, d_sae: int, device: torch.device) -> None:
+    """Raise `ConfigError` when a sparse autoencoder and its optimizer alone are larger than the device's memory."""
+    total, per_latent = device_memory(device), (2 * d_in + 1) * BYTES_PER_PARAMETER
+    if d_sae * per_latent > total:
+        raise ConfigError(
+            f"d_sae={d_sae} at d_in={d_in} takes {d_sae * per_latent // MIB} MiB for parameters, gradients and Adam's "
+            f"moments; {device} has {total // MIB} MiB. About d_sae={int(0.8 * total) // per_latent} would fit."
+        )
+
+
 def rows_that_fit(total: int, fixed: int, per_row: int, n_rows: int) -> int:
     """The largest power of two of rows, below `n_rows`, in nine tenths of what `fixed` leaves of `total`; 0 if none."""
     left = int(0.9 * total) - fixed

@@ -1,13 +1,16 @@
 """What happens to the parameters in a step: Adam, its learning-rate and sparsity schedules, and the model's hooks."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import nn
 
 from saekit.autoencoders.base import Autoencoder
+from saekit.autoencoders.sparse import SparseAutoencoder
 from saekit.errors import ConfigError
 
 PRECISIONS = ("auto", "fp32", "tf32", "bf16")
@@ -37,6 +40,15 @@ class Schedule:
     def sparsity(self, n_seen: int, n_batch: int) -> float:
         """Multiplier of the sparsity coefficient for the same batch."""
         return min(1.0, _ramp((n_seen + n_batch / 2) / self.n_tokens, self.sparsity_warmup_fraction))
+
+
+def resolve_lr(lr: float | Literal["auto"], model: Autoencoder) -> float:
+    """The peak learning rate that `"auto"` means for `model` (see `FitConfig.lr`). A number is kept."""
+    if lr != "auto":
+        return lr
+    if not isinstance(model, SparseAutoencoder):
+        return 1e-3
+    return 2e-4 / math.sqrt(model.config.d_sae / 2**14)
 
 
 def make_optimizer(model: Autoencoder, lr: float, betas: tuple[float, float]) -> torch.optim.Adam:

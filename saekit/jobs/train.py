@@ -1,0 +1,216 @@
+"""`saekit train`: a sparse autoencoder on the rows of a store."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+import tyro
+from jaxtyping import Bool
+
+from saekit.autoencoders import SparseAutoencoder, SparseAutoencoderConfig, TopK
+from saekit.autoencoders.sparsity import Sparsity
+from saekit.backbones.base import resolve_device
+from saekit.errors import ConfigError
+from saekit.evaluation.rows import random_documents, row_chunks
+from saekit.metrics import FiringMeter, FVUMeter
+from saekit.store import ActivationStore
+from saekit.store.split import held_out
+from saekit.training import FitConfig, FitResult, fit
+from saekit.training.memory import refuse_wide_dictionary
+
+HELD_OUT_ROWS = 16_384
+"""Rows that the printed numbers are taken over: whole held-out documents, this many rows or a few more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Train a sparse autoencoder on a store.
+
+    Give --d-sae or --expansion, and name the sparsity last, its own options after it:
+    saekit train --store acts --out run --expansion 16 top-k --k 32
+
+    A killed run goes on from its last save when the same command is given again, to the same weights.
+    """
+
+    store: Path
+    """The activation store (saekit extract)."""
+    out: Path
+    """Directory of the run: checkpoint/, metrics.jsonl, report.png. New, or the run to go on with."""
+    sparsity: Annotated[Sparsity, tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes] = field(
+        default_factory=TopK
+    )
+    """What makes latents sparse; its options come after its name."""
+    d_sae: int | None = None
+    """Number of latents."""
+    expansion: int | None = None
+    """Number of latents as a multiple of the activations' width, instead of d_sae."""
+    hook_point: str | None = None
+    """Which hook point of the store (default: the only one)."""
+    n_tokens: int | None = None
+    """Rows to train on, counting repeats: beyond the store's rows it begins again in a new order (default: all rows
+    once)."""
+    batch_size: int = 4096
+    """Rows per step."""
+    held_out_share: float = 0.05
+    """Share of documents, by a fixed hash of their id, never trained on and measured at the end; saekit eval uses the
+    same ones."""
+    decoder_norm: Literal["auto", "unit", "free"] = "auto"
+    """Norm of the decoder's rows: held at 1, free, or what suits the sparsity."""
+    dead_after_tokens: int | None = None
+    """A latent silent for this many tokens counts as dead (default: a tenth of the run, at most 10 million)."""
+    seed: int = 0
+    """Draws the initial weights and the order of the rows."""
+    device: str | None = None
+    """cpu or cuda (default: cuda where there is one)."""
+    fit: Annotated[FitConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=FitConfig)
+    """The optimizer, its schedules, and how often to log and to save."""
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{name}={value} is not 1 or larger"
+            for name in ("d_sae", "expansion", "n_tokens", "batch_size", "dead_after_tokens")
+            if (value := getattr(self, name)) is not None and value < 1
+        ]
+        if (self.d_sae is None) == (self.expansion is None):
+            problems.append(f"exactly one of d_sae={self.d_sae} and expansion={self.expansion} is needed")
+        if not 0 <= self.held_out_share < 1:
+            problems.append(f"held_out_share={self.held_out_share} is not in [0, 1)")
+        if problems:
+            raise ConfigError(f"TrainConfig: {'; '.join(problems)}.")
+
+
+def run(config: TrainConfig) -> Path:
+    """Train what `config` describes, print where the run is and its three numbers; returns the run's directory."""
+    device = resolve_device(config.device)
+    store = ActivationStore.open(config.store)
+    point = store.resolve(config.hook_point)
+    d_in = store.d_model(point)
+    d_sae = config.d_sae or d_in * (config.expansion or 1)
+    is_out = held_out_rows(store, config.held_out_share)
+    n_tokens = config.n_tokens or int((~is_out).sum())
+    dead_after_tokens = config.dead_after_tokens or max(1, min(10_000_000, n_tokens // 10))
+    sae_config = SparseAutoencoderConfig(
+        d_in=d_in,
+        d_sae=d_sae,
+        sparsity=config.sparsity,
+        decoder_norm=config.decoder_norm,
+        dead_after_tokens=dead_after_tokens,
+        seed=config.seed,
+    )
+    refuse_wide_dictionary(d_in, d_sae, device)
+    sae = SparseAutoencoder(sae_config).to(device)
+    result = train(
+        sae,
+        store,
+        config.out,
+        hook_point=point,
+        n_tokens=n_tokens,
+        batch_size=config.batch_size,
+        held_out_share=config.held_out_share,
+        seed=config.seed,
+        config=config.fit,
+    )
+    if result.was_finished:
+        print(f"{config.out} was finished already; nothing was trained.")
+    print(config.out)
+    print(summary(sae, store, point, is_out, result))
+    return config.out
+
+
+def train(
+    sae: SparseAutoencoder,
+    store: ActivationStore,
+    out: str | Path,
+    *,
+    hook_point: str | None = None,
+    n_tokens: int | None = None,
+    batch_size: int = 4096,
+    held_out_share: float = 0.0,
+    seed: int = 0,
+    config: FitConfig | None = None,
+) -> FitResult:
+    """Set the input moments of `sae` to the store's, and fit it, where it is, to the store's shuffled rows.
+
+    The moments are those of all rows, held-out ones included; nothing else is learnt from these. By default every
+    other row is used once. The checkpoint in `out` remembers backbone, hook point, store and `held_out_share`.
+
+    Raises `ConfigError` (a width that is not the store's, every document held out, out of memory), `CheckpointError`
+    (`out` holds another run), `StoreError` (rows that are not finite).
+    """
+    point = store.resolve(hook_point)
+    if sae.config.d_in != store.d_model(point):
+        raise ConfigError(
+            f"{store.path} is {store.d_model(point)} wide at {point} and the autoencoder takes d_in={sae.config.d_in}."
+        )
+    is_out = held_out_rows(store, held_out_share)
+    mean, mean_squared_norm = store.moments(point)
+    sae.set_input_moments_(torch.as_tensor(mean, dtype=torch.float32).to(sae.input_mean), mean_squared_norm)
+    provenance = {
+        **store.provenance(point),
+        # Recorded as it came out: a store of few documents may hold none out, and `evaluate` then uses them all.
+        "held_out_share": held_out_share if is_out.any() else 0.0,
+        "seed": seed,
+    }
+    with store.batches(
+        batch_size,
+        seed=seed,
+        hook_point=point,
+        n_tokens=n_tokens or int((~is_out).sum()),
+        device=sae.W_dec.device,
+        rows=np.flatnonzero(~is_out) if is_out.any() else None,
+    ) as batches:
+        return fit([sae], batches, config, out=out, provenance=provenance)
+
+
+def held_out_rows(store: ActivationStore, share: float) -> Bool[np.ndarray, " n_rows"]:
+    """Which rows are of documents that training leaves out. Raises `ConfigError` when that is all of them."""
+    table = store.examples
+    if share == 0:
+        return np.zeros(store.n_rows, dtype=bool)
+    is_out: Bool[np.ndarray, " n_rows"] = held_out(table.documents, share)[table.document_of][table.row_example]
+    if is_out.all():
+        raise ConfigError(
+            f"All {len(table.documents)} documents of {store.path} are held out at held_out_share={share}; "
+            "give a smaller share, or 0."
+        )
+    return is_out
+
+
+def summary(
+    sae: SparseAutoencoder,
+    store: ActivationStore,
+    hook_point: str,
+    is_out: Bool[np.ndarray, " n_rows"],
+    result: FitResult,
+) -> str:
+    """One line: L0 and FVU (of held-out documents where there are some), share of dead latents, and over what."""
+    if is_out.any():
+        l0, fvu, n_rows = measure_held_out(sae, store, hook_point, is_out)
+        numbers = f"L0 {l0:.1f}, FVU {fvu:.4f} on {n_rows:,} tokens of held-out documents"
+    else:
+        final, n_rows = result.final[0], result.n_tokens - result.final[0]["first_token"]
+        epochs = result.n_tokens / store.n_rows
+        numbers = (
+            f"L0 {final['l0']:.1f}, FVU {final['fvu']:.4f} on the last {n_rows:,} training tokens, before each was "
+            f"learnt from (pass {epochs:.1f} over the store; no document is held out)"
+        )
+    silent = f"silent for the last {sae.config.dead_after_tokens:,} training tokens"
+    return f"{numbers}; dead {float(sae.is_dead.float().mean()):.1%} of {sae.config.d_sae:,} latents ({silent})"
+
+
+@torch.no_grad()
+def measure_held_out(
+    sae: SparseAutoencoder, store: ActivationStore, hook_point: str, is_out: Bool[np.ndarray, " n_rows"]
+) -> tuple[float, float, int]:
+    """(l0, fvu, rows) over random held-out documents, `HELD_OUT_ROWS` rows of them if there are so many."""
+    examples = np.unique(store.row_example[is_out])
+    chosen = random_documents(store, examples, HELD_OUT_ROWS, seed=0)
+    error, firing = FVUMeter(sae.config.d_in, sae.W_dec.device), FiringMeter(sae.config.d_sae, sae.W_dec.device)
+    for rows, _ in row_chunks(store, chosen, hook_point, chunk_rows=1024, device=sae.W_dec.device):
+        x = rows.float()
+        latents = sae.encode(x)
+        error.update(x, sae.decode(latents))
+        firing.update(latents > sae.sparsifier.active_above)
+    return float(firing.l0()), float(error.value()), error.n_rows
