@@ -20,7 +20,7 @@ from saekit.jobs import train as job
 from saekit.jobs.train import TrainConfig, held_out_rows, measure_held_out, run, train
 from saekit.metrics import fvu, l0
 from saekit.store import ActivationStore
-from saekit.training import FitConfig
+from saekit.training import FitConfig, FitResult, fit
 
 QUIET = FitConfig(lr=3e-3, progress=False, save_every=3, log_every=2)
 
@@ -70,8 +70,9 @@ def test_held_out_documents_are_never_trained_on(
 ) -> None:
     seen: list[Tensor] = []
 
-    def collect(models: Any, batches: Iterable[Tensor], *_: Any, **__: Any) -> None:
+    def collect(models: Any, batches: Iterable[Tensor], *_: Any, **__: Any) -> FitResult:
         seen.extend(batches)
+        return fit(models, seen, QUIET)
 
     monkeypatch.setattr(job, "fit", collect)
     sae = SparseAutoencoder(SparseAutoencoderConfig(d_in=8, d_sae=32, sparsity=TopK(k=2)))
@@ -230,10 +231,7 @@ def test_a_nan_in_the_store_names_shard_and_row(tmp_path: Path) -> None:
     store = make_tiny_store(tmp_path / "acts", n_examples=40, d=8, dtype="fp32")
     row = int(np.flatnonzero(~held_out_rows(store, 0.2))[-1])
     shard = int(np.searchsorted(store.first_rows, row, side="right")) - 1
-    file = (
-        next((store.path / "shards" / f"{shard:05d}").glob("*.f32*"), None)
-        or sorted(path for path in (store.path / "shards" / f"{shard:05d}").iterdir() if path.suffix != ".json")[0]
-    )
+    file = next(path for path in (store.path / f"shards/{shard:05d}").iterdir() if path.suffix != ".json")
     data = bytearray(file.read_bytes())
     at = (row - int(store.first_rows[shard])) * 8 * 4
     data[at : at + 4] = np.float32("nan").tobytes()
