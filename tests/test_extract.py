@@ -207,8 +207,9 @@ def test_a_nan_names_hook_point_example_and_position_and_leaves_nothing(tmp_path
 def test_an_overflow_names_the_value_and_the_fix(tmp_path: Path) -> None:
     inputs = [Document(id="fine", text="all is well"), Document(id="loud", text="a LOUD text")]
     with pytest.raises(InputError, match=r"layers.0 has the value 1e\+06 \(example 'loud', position 2\).*bf16"):
-        extract(FakeText(), inputs, out=tmp_path / "s", storage_dtype="fp16", **SETTINGS)
-    assert extract(FakeText(), inputs, out=tmp_path / "s", storage_dtype="bf16", **SETTINGS).n_examples == 2
+        extract(FakeText(), inputs, out=tmp_path / "s", storage_dtype="fp16", max_norm_ratio=0, **SETTINGS)
+    settings = {**SETTINGS, "max_norm_ratio": 0}
+    assert extract(FakeText(), inputs, out=tmp_path / "s", storage_dtype="bf16", **settings).n_examples == 2
 
 
 def test_no_usable_example_is_an_input_error(tmp_path: Path) -> None:
@@ -253,7 +254,8 @@ def test_the_estimate_is_near_the_truth(tmp_path: Path) -> None:
 
 def test_the_norm_report_finds_the_huge_rows(tmp_path: Path) -> None:
     inputs = [*documents(), Document(id="loud", text="a LOUD text")]
-    store = extract(FakeText(), inputs, out=tmp_path / "s", **SETTINGS)
+    store = extract(FakeText(), inputs, out=tmp_path / "s", max_norm_ratio=0, **SETTINGS)
+    assert store.meta["dropped"] is None
     norms = store.meta["hook_points"]["layers.0"]["norms"]
     rows = store.rows(0, store.n_rows, "layers.0").double().norm(dim=1)
     assert norms["median"] == pytest.approx(float(rows.median()), rel=0.05)
@@ -263,6 +265,34 @@ def test_the_norm_report_finds_the_huge_rows(tmp_path: Path) -> None:
     assert store.examples[found["example"]].document == "loud"
     assert float(rows[found["row"]]) == pytest.approx(1e6, rel=0.01)
     assert "1 rows have more than 10 times the median norm" in describe_store(store)
+
+
+def test_rows_of_huge_norm_are_left_out_and_counted(tmp_path: Path) -> None:
+    inputs = [*documents(), Document(id="loud", text="a LOUD text"), *documents(3)]
+    everything = extract(FakeText(), inputs, out=tmp_path / "all", max_norm_ratio=0, **SETTINGS)
+    store = extract(FakeText(), inputs, out=tmp_path / "s", **SETTINGS)
+    assert store.n_rows == everything.n_rows - 1
+    assert store.n_examples == everything.n_examples
+    loud = store.examples.documents.index("loud")
+    example = next(e for e in store.examples if e.document == "loud")
+    assert 2 not in example.kept
+    assert store.meta["dropped"]["n_rows"] == 1
+    assert store.meta["dropped"]["by_position"] == [[2, 1]]
+    assert set(store.meta["dropped"]["limits"]) == set(POINTS)
+    assert "left out 1 rows above 10 times the median norm, at positions 2 (1)" in describe_store(store)
+    for point in POINTS:
+        assert float(store.rows(0, store.n_rows, point).double().norm(dim=1).max()) < 1e5
+    rows = everything.rows(0, everything.n_rows, POINTS[0])
+    is_loud = (everything.row_example == loud) & (everything.row_position == 2)
+    assert torch.equal(store.rows(0, store.n_rows, POINTS[0]), rows[torch.from_numpy(~is_loud)])
+
+
+def test_a_sample_is_a_seeded_shuffle_of_the_inputs(tmp_path: Path) -> None:
+    def order(name: str, seed: int | None) -> list[str]:
+        return extract(FakeText(), documents(), out=tmp_path / name, sample_seed=seed, **SETTINGS).examples.documents
+
+    assert order("a", None) == sorted(order("b", 1), key=lambda id: int(id[3:]))
+    assert order("b2", 1) == order("b3", 1) != order("c", 2)
 
 
 def test_a_reader_that_fails_midway_leaves_the_whole_shards(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import random
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from saekit.files import to_tagged
 from saekit.inputs import Document, ImageInput, SkipLog, SourceSize, measure_source, read_documents, read_images
 from saekit.jobs.estimate import Estimate, check_disk, estimate
 from saekit.jobs.example_stream import CHUNK_BATCHES, Chunk, ExampleStream, cut_into_chunks
+from saekit.jobs.outliers import Batch, NormFilter
 from saekit.store import ActivationStore, StoreWriter
 from saekit.store.background import read_ahead
 from saekit.store.format import rows_bytes
@@ -44,7 +46,7 @@ class ExtractConfig:
     hook_points: tuple[str, ...]
     """Where to read activations, e.g. layers.15 layers.15.mlp; list them with: saekit hooks MODEL"""
     n_tokens: int | None = None
-    """Stop after the example that reaches this many rows (default: the whole source)."""
+    """Stop after the example that reaches this many rows, left out ones counted (default: the whole source)."""
     text: TextWindows = field(default_factory=TextWindows)
     """How documents become windows of tokens (language models)."""
     images: ImageTokens = field(default_factory=ImageTokens)
@@ -55,6 +57,12 @@ class ExtractConfig:
     """Type to run the model in: float32, bfloat16 or float16 (default: float32 on a CPU, the checkpoint's on a GPU)."""
     device: str | None = None
     """cpu or cuda (default: cuda where there is one)."""
+    max_norm_ratio: float = 10.0
+    """Leave out tokens whose activation norm is above this many times the median: attention sinks, which would rule
+    every mean and scale. They are counted in the store; 0 keeps them."""
+    sample_seed: int | None = None
+    """Take the documents or images in a random order drawn from this seed, so that --n-tokens is a fair sample of a
+    sorted source. Texts are all read first (default: the source's own order)."""
     batch_size: int = 32
     """Windows or images in one forward."""
     shard_rows: int = 65_536
@@ -78,6 +86,8 @@ def extract(
     n_tokens: int | None = None,
     options: TextWindows | ImageTokens | None = None,
     storage_dtype: str = "bf16",
+    max_norm_ratio: float = 10.0,
+    sample_seed: int | None = None,
     batch_size: int = 32,
     shard_rows: int = 65_536,
     skipped: SkipLog | None = None,
@@ -91,12 +101,17 @@ def extract(
     Pillow images (vision models). `skipped` is the log that the reader of such an iterable adds to, `size` what is
     known of its length (for the estimate), `source` what to call it in the store.
 
+    Rows with a norm above `max_norm_ratio` times the median are left out (`NormFilter`; 0 keeps all); `sample_seed`
+    shuffles the inputs first, for a fair sample of `n_tokens` rows.
+
     Goes on with an extraction in `out` that was begun with the same settings and inputs; a finished one is opened.
     Raises `ConfigError`, `HookPointError`, `InputError` (no usable input; NaN or overflowing activations), and
     `StoreError` (other settings or a changed source in `out`, a disk that is too small or full).
     """
     if batch_size < 1 or shard_rows < 1 or (n_tokens is not None and n_tokens < 1):
         raise ConfigError(f"batch_size={batch_size}, shard_rows={shard_rows}, n_tokens={n_tokens}; all are at least 1.")
+    if not (max_norm_ratio == 0 or max_norm_ratio > 1):
+        raise ConfigError(f"max_norm_ratio={max_norm_ratio}; it is above 1, or 0 to keep every token.")
     options = options or backbone.default_options()
     log = SkipLog() if skipped is None else skipped
     plan = {
@@ -104,6 +119,8 @@ def extract(
         "options": to_tagged(options),
         "source": source or (str(inputs) if isinstance(inputs, (str, Path)) else "in memory"),
         "n_tokens": n_tokens,
+        "max_norm_ratio": max_norm_ratio,
+        "sample_seed": sample_seed,
         "batch_size": batch_size,
         "shard_rows": shard_rows,
         "device": backbone.device.type,
@@ -119,13 +136,18 @@ def extract(
             writer.finish()
             return ActivationStore.open(out)
         items, known_size = _open_inputs(backbone.kind, inputs, log)
-        stream = ExampleStream(backbone, items, options, log, writer.last_state())
+        if sample_seed is not None:
+            items = list(items)
+            random.Random(sample_seed).shuffle(items)
+        state = writer.last_state()
+        stream = ExampleStream(backbone, items, options, log, state)
+        norms = NormFilter(max_norm_ratio, state and state["norms"]) if max_norm_ratio else None
         chunks = cut_into_chunks(
             stream,
             batch_size=batch_size,
             chunk_batches=CHUNK_BATCHES[backbone.kind],
             shard_rows=shard_rows,
-            n_rows_done=writer.n_rows_done,
+            n_rows_done=state["n_rows"] if state else 0,
             n_tokens=n_tokens,
         )
         vocabulary = backbone.token_bytes() if isinstance(backbone, TextBackbone) else None
@@ -137,8 +159,9 @@ def extract(
             check_disk(expected, writer.n_rows_done, Path(out))
             with _progress(backbone.kind, expected, writer, progress) as bar:
                 for chunk in itertools.chain([first], ahead):
-                    _write_chunk(backbone, writer, chunk, batch_size, options, bar)
-        writer.finish(skipped=stream.skipped.to_json(), vocabulary=vocabulary)
+                    _write_chunk(backbone, writer, chunk, batch_size, options, norms, bar)
+        dropped = norms.report() if norms else None
+        writer.finish(skipped=stream.skipped.to_json(), vocabulary=vocabulary, dropped=dropped)
     if skipped is not None:
         skipped.merge(stream.skipped)
     return ActivationStore.open(out)
@@ -166,6 +189,8 @@ def run(config: ExtractConfig) -> Path:
         skipped=log,
         size=measure_source(config.source, glob=config.glob, images=not is_text),
         source=config.source,
+        max_norm_ratio=config.max_norm_ratio,
+        sample_seed=config.sample_seed,
     )
     if config.verify:
         ActivationStore.open(config.out, verify=True)
@@ -191,6 +216,12 @@ def describe_store(store: ActivationStore) -> str:
                 f"  {point}: {norms['n_high']:,} rows have more than 10 times the median norm of {norms['median']:.4g} "
                 f"(up to {norms['largest']:.4g}), at positions {positions}: attention sinks; drop them before training"
             )
+    if (dropped := store.meta.get("dropped")) and dropped["n_rows"]:
+        positions = ", ".join(f"{position} ({n:,})" for position, n in dropped["by_position"][:5])
+        lines.append(
+            f"  left out {dropped['n_rows']:,} rows above {dropped['max_norm_ratio']:g} times the median norm, at "
+            f"positions {positions}"
+        )
     return "\n".join(lines)
 
 
@@ -226,19 +257,30 @@ def _write_chunk(
     chunk: Chunk,
     batch_size: int,
     options: TextWindows | ImageTokens,
+    norms: NormFilter | None,
     bar: "tqdm[Any]",
 ) -> None:
-    if chunk.examples:
+    examples = chunk.examples
+    if examples:
         shard = writer.shard or writer.begin_shard()
-        starts = shard.append(chunk.examples)
         pack = isinstance(options, TextWindows) and options.pack
-        batches = backbone.activations(chunk.examples, list(writer.hook_points), batch_size, pack=pack)
+        points = list(writer.hook_points)
+        batches: Iterable[Batch] = _counted(
+            backbone.activations(examples, points, batch_size, pack=pack), bar, backbone
+        )
+        if norms:
+            examples, batches = norms.apply(examples, list(batches))
+        starts = shard.append(examples)
         for indices, rows in batches:
-            destinations = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in indices])
-            shard.put(rows, destinations)
-            bar.update(len(destinations) if backbone.kind == "text" else len(indices))
+            shard.put(rows, np.concatenate([np.arange(starts[i], starts[i + 1]) for i in indices]))
     if chunk.ends_shard:
-        writer.end_shard(chunk.state)
+        writer.end_shard({**chunk.state, "norms": norms.state() if norms else None})
+
+
+def _counted(batches: Iterator[Batch], bar: "tqdm[Any]", backbone: Backbone) -> Iterator[Batch]:
+    for indices, rows in batches:
+        yield indices, rows
+        bar.update(len(next(iter(rows.values()))) if backbone.kind == "text" else len(indices))
 
 
 def _progress(kind: str, expected: Estimate, writer: StoreWriter, shown: bool) -> "tqdm[Any]":

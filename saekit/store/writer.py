@@ -17,13 +17,14 @@ from torch import Tensor
 
 from saekit import __version__
 from saekit.errors import ConfigError, SaekitError, StoreError
-from saekit.files import atomic_write, hash_json, read_json, read_meta, write_json
+from saekit.files import atomic_write, read_json, read_meta, write_json
 from saekit.store.background import BackgroundTasks
 from saekit.store.columns import ExampleColumns
 from saekit.store.example_writer import ExampleTableWriter
 from saekit.store.examples import Example, ExampleTable, TokenLayout
 from saekit.store.format import KIND, PLAN, SCHEMA, SEGMENT, SHARDS, hook_file, shard_name, storage_dtype
 from saekit.store.moments import Moments, merge_moments, norm_report
+from saekit.store.reader import store_hash
 from saekit.store.shard import ShardWriter
 
 N_WAITING = 8
@@ -127,8 +128,16 @@ class StoreWriter:
         shard.put(rows, np.arange(shard.n_rows))
         self.end_shard(state or {})
 
-    def finish(self, *, skipped: Mapping[str, Any] | None = None, vocabulary: Sequence[bytes] | None = None) -> None:
-        """Join what the shards know into the store's `examples/`, `moments/` and, last, `meta.json`."""
+    def finish(
+        self,
+        *,
+        skipped: Mapping[str, Any] | None = None,
+        vocabulary: Sequence[bytes] | None = None,
+        dropped: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Join what the shards know into the store's `examples/`, `moments/` and, last, `meta.json`.
+
+        `skipped` tells of inputs that could not be used, `dropped` of rows that were left out."""
         assert self.shard is None, "the last shard is not ended"
         self._tasks.drain()
         folders = [self._shards / shard_name(shard) for shard in range(self.n_done)]
@@ -149,9 +158,10 @@ class StoreWriter:
                 "shards": [{key: manifest[key] for key in ("n_rows", "n_examples")} for manifest in manifests],
                 "extraction": self._plan,
                 "skipped": dict(skipped or {"count": 0, "reasons": {}, "first": []}),
+                "dropped": None if dropped is None else dict(dropped),
             }
-            data = {"manifests": manifests, "examples": table.content_hash, "dtype": self.dtype}
-            write_json(self.path / "meta.json", {**meta, "content_hash": hash_json(data)})
+            content_hash = store_hash(manifests, table, self.dtype)
+            write_json(self.path / "meta.json", {**meta, "content_hash": content_hash})
             self.is_complete = True
         for folder in folders:
             (folder / SEGMENT).unlink(missing_ok=True)
