@@ -37,7 +37,7 @@ def read_documents(
     `source` is a text file, a JSONL or Parquet file, a folder of those (a text file's label is the name of its folder
     below `source`), a folder written by `datasets.save_to_disk`, or `hf:owner/name[:split]`, which is streamed.
     Blank documents and files that are not UTF-8 are counted in `skipped`. Raises `InputError` when the source does
-    not exist, when nothing readable is in it, and for lines that are not JSON objects with `text_field`, which it names.
+    not exist, when nothing readable is in it, and for lines that are no JSON objects with `text_field`, which it names.
     """
     log = SkipLog() if skipped is None else skipped
     n_read = 0

@@ -55,9 +55,9 @@ def columns_of(examples: Sequence[Example], kind: str) -> ExampleColumns:
     tokens = [example.token_ids for example in examples if example.token_ids is not None]
     items = tokens if kind == "text" else [example.thumbnail for example in examples]
     return ExampleColumns(
-        documents=[example.document for example in examples],
-        labels=[example.label for example in examples],
-        captions=[example.caption for example in examples],
+        documents=[_clean(example.document) for example in examples],
+        labels=[None if example.label is None else _clean(example.label) for example in examples],
+        captions=[None if example.caption is None else _clean(example.caption) for example in examples],
         n_kept=np.array([len(example.kept) for example in examples], dtype=np.int64),
         kept=_joined([example.kept for example in examples]),
         starts=np.array([example.start for example in examples], dtype=np.int32),
@@ -66,6 +66,11 @@ def columns_of(examples: Sequence[Example], kind: str) -> ExampleColumns:
         thumbnails=np.frombuffer(b"".join(example.thumbnail for example in examples), dtype=np.uint8),
         geometry=np.array([_geometry(example) for example in examples]).reshape(-1, len(geometry_columns())),
     )
+
+
+def _clean(name: str) -> str:
+    """`name` with lone surrogates (file names that are not UTF-8 have them) written out, so that it is valid UTF-8."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _joined(parts: Sequence[Int[np.ndarray, " _"]]) -> Int[np.ndarray, " total"]:

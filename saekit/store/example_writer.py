@@ -69,7 +69,7 @@ class ExampleTableWriter:
             self._write("tokens.i32", columns.tokens)
         else:
             self._write("thumbnails.u8", columns.thumbnails)
-            self._captions.extend((caption or "").encode("utf-8", "surrogatepass") for caption in columns.captions)
+            self._captions.extend((caption or "").encode() for caption in columns.captions)
         for name in ("n_kept", "sizes", "starts", "geometry"):
             self._small.setdefault(name, []).append(getattr(columns, name))
         self.n_examples += n_examples
@@ -86,7 +86,7 @@ class ExampleTableWriter:
         self._whole("label_of.i32", new_label[np.array(self._label_of, dtype=np.int64)])
         self._whole("document_of.i32", np.array(self._document_of, dtype=np.int32))
         self._whole("row_offsets.i64", offsets_of(small["n_kept"]))
-        self._ragged("documents", [name.encode("utf-8", "surrogatepass") for name in self._documents])
+        self._ragged("documents", [name.encode() for name in self._documents])
         if self.kind == "text":
             self._whole("start.i32", small["starts"])
             self._whole("tokens_offsets.i64", offsets_of(small["sizes"]))

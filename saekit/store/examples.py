@@ -141,7 +141,7 @@ class ExampleTable:
     @cached_property
     def documents(self) -> list[str]:
         """Ids of the distinct documents (or images), in the order of the source."""
-        return [item.decode("utf-8", "surrogatepass") for item in _split(self._ragged("documents"))]
+        return [item.decode() for item in _split(self._ragged("documents"))]
 
     @cached_property
     def vocabulary(self) -> list[bytes] | None:
@@ -179,7 +179,7 @@ class ExampleTable:
     def caption(self, example: int) -> str | None:
         """The line about an image, where the source had one."""
         self._check(example)
-        text = _item(self._ragged("captions"), example).decode("utf-8", "surrogatepass")
+        text = _item(self._ragged("captions"), example).decode()
         return text or None
 
     def thumbnail(self, example: int) -> bytes:

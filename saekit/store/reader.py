@@ -1,5 +1,6 @@
 """ActivationStore: opens a finished store and reads its rows."""
 
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from saekit.errors import HookPointError, StoreError, closest
-from saekit.files import hash_file, read_json, read_meta
+from saekit.files import hash_file, hash_json, read_json, read_meta
 from saekit.store.examples import ExampleTable
 from saekit.store.format import (
     KIND,
@@ -65,7 +66,13 @@ class ActivationStore:
         meta = read_meta(path, KIND, SCHEMA, StoreError)
         _check_shards(path, meta, verify)
         if verify:
-            ExampleTable.open(path / "examples", verify=True)
+            manifests = [read_json(path / SHARDS / shard_name(i) / "manifest.json") for i in range(len(meta["shards"]))]
+            found = store_hash(manifests, ExampleTable.open(path / "examples", verify=True), meta["dtype"])
+            if found != meta["content_hash"]:
+                raise StoreError(
+                    f"{path} has the content hash {found}; its meta.json says {meta['content_hash']}. Some of its "
+                    f"files come from another store."
+                )
         return cls(path, meta)
 
     @cached_property
@@ -191,6 +198,11 @@ def as_tensor(values: Shaped[np.ndarray, "n width"], dtype: torch.dtype) -> Floa
     """A tensor over the same memory; uint16 becomes bf16."""
     tensor = torch.from_numpy(values)
     return tensor.view(dtype) if tensor.dtype != dtype else tensor
+
+
+def store_hash(manifests: Sequence[Mapping[str, Any]], examples: ExampleTable, dtype: str) -> str:
+    """Content hash of a store: of its shards' manifests and its examples, not of how they were made."""
+    return hash_json({"manifests": list(manifests), "examples": examples.content_hash, "dtype": dtype})
 
 
 def _check_shards(path: Path, meta: dict[str, Any], verify: bool) -> None:
