@@ -144,6 +144,4 @@ def _facts(encoded: Encoded, n_features: int) -> list[tuple[str, str, str]]:
                 "share of a place's variance missed",
             )
         )
-    if encoded.n_cut:
-        facts.append(("Cut", f"{encoded.n_cut:,} tokens", "the text is longer than the context"))
     return facts

@@ -139,8 +139,14 @@ def table_columns(index: FeatureIndex, is_search: bool) -> list[tuple[str, str, 
         ("tags", "Tags", "your tags", False),
         ("note", "Note", "your note", False),
     ]
-    hidden = {name for name, drop in (("best", not is_search), ("entropy", entropy is None)) if drop}
-    return [column for column in columns if column[0] not in hidden]
+    written = index.annotations.all().values()
+    dropped = {
+        "best": not is_search,
+        "entropy": entropy is None,
+        "tags": not any(each.tags for each in written),
+        "note": not any(each.note for each in written),
+    }
+    return [column for column in columns if not dropped.get(column[0])]
 
 
 def to_csv(index: FeatureIndex, listing: Listing) -> str:

@@ -101,6 +101,9 @@ def _flags(host: str, port: int) -> list[str]:
         "browser.gatherUsageStats": "false",
         "client.showErrorDetails": "none",
         "client.toolbarMode": "viewer",
+        # With the default of 2 runs, two quick clicks can make the browser drop a message that the server then refers
+        # to, which ends the session ("Cached ForwardMsg MISS"). It also makes going back to a feature free.
+        "global.maxCachedMessageAge": "60",
     }
     return [f"--{name}={value}" for name, value in options.items()]
 

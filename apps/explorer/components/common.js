@@ -53,6 +53,18 @@ export function showTip(tip, anchor, text) {
   tip.style.top = `${above > 4 ? above : box.bottom + 6}px`;
 }
 
+/** Tell the server when the browser goes back or forward on this page: Streamlit does not move its widgets then. */
+export function followHistory(component, memory) {
+  memory.leave?.();
+  memory.path ??= location.pathname;
+  const moved = () => {
+    if (location.pathname === memory.path) component.setTriggerValue("address", Object.fromEntries(new URLSearchParams(location.search)));
+  };
+  window.addEventListener("popstate", moved);
+  memory.leave = () => window.removeEventListener("popstate", moved);
+  return memory.leave;
+}
+
 /** Put `nodes` into `root`; the element with the same data-focus keeps the keyboard focus. */
 export function refill(root, ...nodes) {
   const focused = root.getRootNode().activeElement?.dataset?.focus;

@@ -1,9 +1,9 @@
 // Top of a feature's page: its number and name, what is worth knowing at a glance, and the way to its neighbours in the list.
-import { h, visible, mount, refill, featureLink } from "./common.js";
+import { h, visible, mount, refill, featureLink, followHistory } from "./common.js";
 
 export default function (component) {
   const { data, setTriggerValue } = component;
-  const { root } = mount(component);
+  const { root, memory } = mount(component);
   const step = (id, text, key) => id === null
     ? h("span", { class: "step off", "aria-disabled": "true" }, text)
     : featureLink(component, id, text, { class: "step", "data-focus": key, rel: key });
@@ -27,4 +27,5 @@ export default function (component) {
       h("nav", { class: "steps", "aria-label": "Other features of this list" },
         step(data.previous, "← Previous", "prev"), h("span", { class: "muted small" }, data.place), step(data.next, "Next →", "next"), copy)),
     h("dl", {}, data.facts.map(([name, value, help]) => h("div", { title: help }, h("dt", {}, name), h("dd", {}, value)))));
+  return followHistory(component, memory);
 }

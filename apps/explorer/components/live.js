@@ -1,5 +1,5 @@
 // One input through the model: its tokens or patches, what fires on each, and how well the dictionary rebuilds it.
-import { h, number, percent, visible, mount, showTip, refill, featureLink, nameOf, segmented, heatImage, roving, textLine } from "./common.js";
+import { h, number, percent, visible, mount, showTip, refill, featureLink, nameOf, segmented, heatImage, roving, textLine, followHistory } from "./common.js";
 
 export default function (component) {
   const { data, setStateValue } = component;
@@ -19,10 +19,10 @@ export default function (component) {
 
   /** Per position the value of what is painted: a feature's activation, or the reconstruction error. */
   function painted() {
-    if (view.paint === "error" && data.error) return { values: data.error.map((x, i) => [i, x]), scale: Math.max(...data.error.filter((x) => x !== null), 0.01), name: "reconstruction error" };
+    if (view.paint === "error" && data.error) return { values: data.error.map((x, i) => [i, x]), scale: Math.max(...data.error.filter((x) => x !== null), 0.01), name: "error (FVU)", show: percent };
     const shown = data.overall.find((each) => String(each.id) === String(view.paint));
-    if (shown) return { values: shown.acts, scale: shown.max, name: `feature ${shown.id}` };
-    return { values: data.strongest, scale: Math.max(...data.strongest.map(([, x]) => x), 1e-9), name: "strongest feature" };
+    if (shown) return { values: shown.acts, scale: shown.max, name: `feature ${shown.id}`, show: number };
+    return { values: data.strongest, scale: Math.max(...data.strongest.map(([, x]) => x), 1e-9), name: "strongest feature", show: number };
   }
 
   function strip(paint) {
@@ -35,8 +35,8 @@ export default function (component) {
       return h("button", {
         class: `tok${on ? " on" : ""}${kept ? "" : " dropped"}`, "data-focus": `tok-${i}`, "aria-pressed": String(on),
         style: { "--share": `${Math.round(65 * Math.max(0, Math.min(1, (value ?? 0) / paint.scale)))}%` },
-        "aria-label": `${token.trim() || visible(token)}, ${paint.name} ${number(value ?? 0)}`,
-        "data-tip": `${visible(token)}  ${kept ? `${paint.name} ${number(value ?? 0)}` : "not read by the dictionary"}${kept && data.error ? `\nerror (FVU) ${percent(data.error[i])}` : ""}`,
+        "aria-label": `${token.trim() || visible(token)}, ${paint.name} ${paint.show(value ?? 0)}`,
+        "data-tip": `${visible(token)}  ${kept ? `${paint.name} ${paint.show(value ?? 0)}` : "not read by the dictionary"}${kept && data.error && view.paint !== "error" ? `\nerror (FVU) ${percent(data.error[i])}` : ""}`,
         onclick: () => set({ at: on ? null : i }),
       }, textLine(token) || "·");
     });
@@ -74,7 +74,7 @@ export default function (component) {
       ], chosen ?? (view.paint === "error" && data.error ? "error" : "strongest"), (key) => set({ paint: key })),
       isText ? null : h("label", { class: "small" }, h("input", { type: "checkbox", checked: view.smooth, "data-focus": "smooth",
         onchange: (event) => set({ smooth: event.target.checked }) }), " Smooth"),
-      h("span", { class: "muted small" }, `colour: ${paint.name}, 0 to ${number(paint.scale)}`));
+      h("span", { class: "muted small" }, `colour: ${paint.name}, 0 to ${paint.show(paint.scale)}`));
     const summary = h("dl", {}, data.facts.map(([name, value, help]) => h("div", { title: help }, h("dt", {}, name), h("dd", {}, value))));
     const picture = isText ? strip(paint) : h("div", { class: "picture" }, heatImage(tip, data.image, paint.values.filter(([, x]) => x !== null), {
       scale: paint.scale, smooth: view.smooth, name: data.image.name, chosen: view.at, onpatch: (i) => set({ at: view.at === i ? null : i }),
@@ -110,4 +110,5 @@ export default function (component) {
     for (const name of ["mouseout", "focusout"]) root.addEventListener(name, leave);
   }
   draw();
+  return followHistory(component, memory);
 }

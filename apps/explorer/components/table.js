@@ -1,9 +1,9 @@
 // The table of features: one page of rows in the current order. Sorting and paging are round trips, never the whole table.
-import { h, number, percent, mount, refill, featureLink, nameOf } from "./common.js";
+import { h, number, percent, mount, refill, featureLink, nameOf, followHistory } from "./common.js";
 
 export default function (component) {
   const { data, setTriggerValue } = component;
-  const { root } = mount(component);
+  const { root, memory } = mount(component);
   const bar = (value, share) => h("span", { class: "meter" },
     h("i", { style: { width: `${Math.round(100 * Math.max(0, Math.min(1, share)))}%` } }), h("b", {}, value));
   const cells = {
@@ -44,4 +44,5 @@ export default function (component) {
           }, data.columns.map(([key]) => (cells[key] ?? plain(key))(row)))))))
       : h("p", { class: "empty" }, "No feature matches. Loosen the filters, or clear the search."),
     pager("below"));
+  return followHistory(component, memory);
 }

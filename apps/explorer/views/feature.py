@@ -23,7 +23,9 @@ def render(index: FeatureIndex) -> None:
     feature = _chosen(index)
     browse = data.current_browse()
     head = widgets.head(index, feature, browse, data.listing(index, browse))
-    components.show("head", head, triggers=("open",), on={"open": lambda: _open("head")})
+    components.show(
+        "head", head, triggers=("open", "address"), on={"open": lambda: _open("head"), "address": lambda: _moved(index)}
+    )
     main, aside = st.columns([0.66, 0.34], gap="large")
     with aside:
         _annotate(index, feature)
@@ -55,6 +57,13 @@ def _go_to(index: FeatureIndex) -> None:
 
 def _open(component: str) -> None:
     st.session_state["feature"] = int(st.session_state[component]["open"])
+
+
+def _moved(index: FeatureIndex) -> None:
+    """The browser went back or forward to another feature."""
+    asked = str(st.session_state["head"]["address"].get("feature", ""))
+    if asked.isdecimal() and int(asked) < index.d_sae:
+        st.session_state["feature"] = int(asked)
 
 
 def _annotate(index: FeatureIndex, feature: int) -> None:

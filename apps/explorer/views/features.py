@@ -59,8 +59,8 @@ def render(index: FeatureIndex) -> None:
             "list": browse.to_query(),
             "caption": f"{n:,} features, sorted by {sort}",
         },
-        triggers=("open", "sort", "page"),
-        on={"sort": lambda: _sort_by(index), "page": _turn_page},
+        triggers=("open", "sort", "page", "address"),
+        on={"sort": lambda: _sort_by(index), "page": _turn_page, "address": lambda: _moved(index)},
     )
     if result.open is not None:
         open_feature(int(result.open), browse.to_query())
@@ -142,3 +142,14 @@ def _sort_by(index: FeatureIndex) -> None:
         st.session_state["sort"] = asked["key"]
         st.session_state["ascending"] = bool(asked["ascending"])
         st.session_state["page"] = 1
+
+
+def _moved(index: FeatureIndex) -> None:
+    """The browser went back or forward to another search, order or page of the list."""
+    asked = st.session_state["table"]["address"]
+    st.session_state["q"] = asked.get("q", "")
+    st.session_state["sort"] = asked["sort"] if asked.get("sort") in sort_columns(index) else "best"
+    st.session_state["ascending"] = asked.get("ascending") == "true"
+    st.session_state["annotated"] = asked.get("annotated") == "true"
+    page = str(asked.get("page", "1"))
+    st.session_state["page"] = max(1, int(page)) if page.isdecimal() and len(page) < 7 else 1

@@ -17,7 +17,7 @@ URL = "input"
 MAX_CHARACTERS = 2000
 """Longest text: the address has to hold it."""
 MAX_UPLOAD_MB = 20
-N_GALLERY = 12
+N_GALLERY = 20
 VIEW = {"paint": "strongest", "order": "telling", "smooth": False, "at": None}
 
 
@@ -68,7 +68,8 @@ def _image(index: FeatureIndex) -> tuple[str, Encoded] | None:
             help="Uploads stay in this session: the address of the page does not bring them back.",
         )
     with left:
-        example = st.number_input(
+        row = st.container(horizontal=True, vertical_alignment="bottom")
+        example = row.number_input(
             "Example of the index",
             0,
             index.n_examples - 1,
@@ -78,6 +79,8 @@ def _image(index: FeatureIndex) -> tuple[str, Encoded] | None:
             placeholder="a number, or choose below",
             width=280,
         )
+        if example is not None:
+            row.button("Choose another", on_click=_unpick)
         live = st.toggle(
             "Run its thumbnail through the model",
             key="live",
@@ -94,7 +97,6 @@ def _image(index: FeatureIndex) -> tuple[str, Encoded] | None:
         gallery = [{**widgets.image_record(index, each), "example": each} for each in _some_examples(index, N_GALLERY)]
         components.show("gallery", {"images": gallery}, triggers=("pick",), on={"pick": _pick})
         return None
-    st.button("Choose another", on_click=_unpick)
     chosen = int(example)
     if live:
         thumbnail = index.examples.thumbnail(chosen)
@@ -125,8 +127,9 @@ def _show(index: FeatureIndex, encoded: Encoded, stamp: str) -> None:
         "live",
         {**payload(index, encoded), "view": kept["view"], "stamp": stamp, "list": browse.to_query()},
         key="live-pass",
-        triggers=("open",),
+        triggers=("open", "address"),
         states=("view",),
+        on={"address": lambda: _moved(index)},
     )
     if result.view:
         _remember(result.view)
@@ -169,6 +172,17 @@ def _opening(index: FeatureIndex, example: int) -> str:
 
 def _take(text: str) -> None:
     st.session_state["text"] = text
+
+
+def _moved(index: FeatureIndex) -> None:
+    """The browser went back or forward to another input."""
+    asked = st.session_state["live-pass"]["address"]
+    if index.kind == "text":
+        st.session_state["text"] = asked.get("text", "")
+    else:
+        example = str(asked.get("example", ""))
+        is_example = example.isdecimal() and len(example) < 10 and int(example) < index.n_examples
+        st.session_state["example"] = int(example) if is_example else None
 
 
 def _pick() -> None:
