@@ -49,6 +49,15 @@ _PUBLIC: dict[str, str] = {
     "fit": "saekit.training",
     # the index
     "FeatureIndex": "saekit.index",
+    # change a model from inside a latent
+    "splice": "saekit.intervene",
+    "ablate": "saekit.intervene",
+    "steer": "saekit.intervene",
+    "Scale": "saekit.intervene",
+    "Set": "saekit.intervene",
+    "Add": "saekit.intervene",
+    # numbers about a checkpoint
+    "Evaluation": "saekit.evaluation",
     # jobs
     "extract": "saekit.jobs.extract",
     "build_index": "saekit.jobs.index",

@@ -87,6 +87,15 @@ def test_the_mean_has_fvu_one_and_zero_has_more() -> None:
     assert zero.fvu == pytest.approx(float(exact.square().sum() / (exact - exact.mean(0)).square().sum()))
 
 
+def test_a_constant_has_no_centred_bias_and_zero_none_at_all() -> None:
+    x = rows()
+    constant = measure_reconstruction(lambda x: torch.full_like(x, 4.0), chunks(x, [100, 200]), torch.zeros(6))
+    zero = measure_reconstruction(torch.zeros_like, chunks(x, [100, 200]), torch.zeros(6))
+    assert math.isnan(constant.reconstruction_bias_centred)
+    assert math.isnan(zero.reconstruction_bias)
+    assert constant.reconstruction_bias == pytest.approx(float(96 * 300 / (4 * x.sum())), rel=1e-5)
+
+
 def test_halving_the_deviations_shows_as_a_centred_bias_of_a_half() -> None:
     x = rows()
     mean = x.mean(0)

@@ -37,7 +37,7 @@ class Reconstruction:
     reconstruction_bias: float
     """E |x_hat|^2 / E <x, x_hat> (Rajamanoharan et al. 2024, arXiv:2404.16014, eq. 10): 1 unbiased, below 1 shrunk."""
     reconstruction_bias_centred: float
-    """The same about the mean of the rows, so that a large common mean cannot hide the shrinkage."""
+    """The same about the mean of the rows, which could hide the shrinkage if large. NaN for a constant x_hat."""
 
 
 @torch.no_grad()
@@ -73,6 +73,7 @@ def measure_reconstruction(
             "error": squared_error.sum(),
             "deviation": squared_deviation.sum(),
             "cosine": torch.nn.functional.cosine_similarity(x, x_hat, dim=-1).sum(),
+            "x_x": x.square().sum(),
             "hat_hat": x_hat.square().sum(),
             "x_hat_product": (x * x_hat).sum(),
             "hat_hat_centred": hat_centred.square().sum(),
@@ -105,8 +106,8 @@ def measure_reconstruction(
         explained_variance=1 - fvu,
         mse=float(total["error"]) / (n * d_in),
         cosine=float(total["cosine"]) / n,
-        reconstruction_bias=_ratio(float(total["hat_hat"]), float(total["x_hat_product"])),
-        reconstruction_bias_centred=_ratio(hat_hat, product),
+        reconstruction_bias=_bias(float(total["x_x"]), float(total["hat_hat"]), float(total["x_hat_product"])),
+        reconstruction_bias_centred=_bias(squared_deviation_total, hat_hat, product),
     )
 
 
@@ -114,3 +115,8 @@ def _ratio(above: float, below: float) -> float:
     if below == 0:
         return math.nan if above == 0 else math.inf
     return above / below
+
+
+def _bias(x_x: float, hat_hat: float, product: float) -> float:
+    # A constant x_hat is uncorrelated with x but for rounding; its bias would be noise over noise.
+    return hat_hat / product if abs(product) > 1e-9 * math.sqrt(x_x * hat_hat) else math.nan

@@ -112,6 +112,7 @@ def _finite(rows: Tensor, store: ActivationStore) -> Tensor:
     # One NaN would make every number of the evaluation NaN; a sum shows it, and finite rows that overflow it are rare.
     if not torch.isfinite(rows.sum(dtype=torch.float32)) and not torch.isfinite(rows).all():
         raise StoreError(
-            f"{store.path} holds NaN or infinite activations. Type: ActivationStore.open({str(store.path)!r}, verify=True)"
+            f"{store.path} holds NaN or infinite activations; find out which shard was altered. "
+            f"Type: ActivationStore.open({str(store.path)!r}, verify=True)"
         )
     return rows

@@ -106,9 +106,12 @@ class SplicedBackbone:
 
     def _check_vocabulary(self, examples: Sequence[Example]) -> None:
         largest = max((int(e.token_ids.max()) for e in examples if e.token_ids is not None), default=-1)
-        if largest >= 0 and largest >= (size := self.backbone.model.get_input_embeddings().weight.shape[0]):
+        if largest < 0:
+            return
+        model: Any = self.backbone.model
+        if largest >= (size := model.get_input_embeddings().weight.shape[0]):
             raise ConfigError(
-                f"The store has token {largest}, {self.backbone.spec} has {size} tokens; it is not the model of this store."
+                f"The store has token {largest}, {self.backbone.spec} has {size} tokens: not the model of this store."
             )
 
 
