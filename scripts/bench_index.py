@@ -120,11 +120,14 @@ def bench_pages(folder: Path, n_rows: int, d_sae: int, options: argparse.Namespa
     for feature in alive:
         index.activations(int(feature))
     for name, features in groups.items():
+        before = time.process_time()
         times = [1e3 * seconds(lambda feature=feature: page(index, int(feature))) for feature in features]
+        cpu = 1e3 * (time.process_time() - before) / len(features)
         p50, p95 = np.percentile(times, [50, 95])
         firings = int(np.median(index.stats["n_active"][features]))
         print(
-            f"  page, {name} (median {firings:,} firings): p50 {p50:.1f} ms, p95 {p95:.1f} ms, max {max(times):.0f} ms"
+            f"  page, {name} (median {firings:,} firings): p50 {p50:.1f} ms, p95 {p95:.1f} ms, max {max(times):.0f} ms; "
+            f"mean CPU time {cpu:.1f} ms"
         )
     tokens = generator.integers(1, len(VOCABULARY), 50)
     labels = [1e3 * seconds(lambda label=label: index.features_of_label(label)) for label in LABELS]

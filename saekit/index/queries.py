@@ -37,23 +37,23 @@ def quantile_examples(index: "FeatureIndex", firings: Firings, n_bands: int, per
         raise ConfigError(f"n_bands={n_bands} and per_band={per_band} must be at least 1.")
     if not len(firings.rows):
         return []
-    edges = np.quantile(firings.sorted_values, np.arange(1, n_bands) / n_bands)
+    edges = _quantiles_of_sorted(firings.sorted_values, np.arange(1, n_bands) / n_bands)
     band_of = np.searchsorted(edges, firings.values, side="right")
-    used = np.zeros(0, dtype=firings.documents.dtype)
+    is_used = np.zeros(int(firings.documents.max()) + 1, dtype=bool)
     chosen: list[Integer[np.ndarray, " n"]] = []
     by_value = np.sort(firings.peaks)
     for band in range(n_bands):
         peaks = by_value[band_of[by_value] == band]
         chosen.append(_evenly(peaks[np.argsort(firings.values[peaks], kind="stable")], per_band))
-        used = np.append(used, firings.documents[chosen[-1]])
+        is_used[firings.documents[chosen[-1]]] = True
     for band in range(n_bands):
         n_wanted = per_band - len(chosen[band])
         if n_wanted == 0:
             continue
-        others = np.flatnonzero((band_of == band) & ~np.isin(firings.documents, used))
+        others = np.flatnonzero((band_of == band) & ~is_used[firings.documents])
         others = firings.strongest_per_document(others)
         extra = _evenly(others[np.argsort(firings.values[others], kind="stable")], n_wanted)
-        used = np.append(used, firings.documents[extra])
+        is_used[firings.documents[extra]] = True
         together = np.concatenate([chosen[band], extra])
         chosen[band] = together[np.argsort(firings.values[together], kind="stable")]
     bands = [band for band in reversed(range(n_bands)) for _ in chosen[band]]
@@ -126,6 +126,16 @@ def _as_examples(
         )
         for example, document, row, position, value, quantile, start, stop, band in found
     ]
+
+
+def _quantiles_of_sorted(
+    ordered: Float[np.ndarray, " n"], levels: Float[np.ndarray, " n_levels"]
+) -> Float[np.ndarray, " n_levels"]:
+    """`np.quantile` of values that are sorted already."""
+    at = levels * (len(ordered) - 1)
+    low = np.floor(at).astype(np.int64)
+    below, above = ordered[low].astype(np.float64), ordered[np.minimum(low + 1, len(ordered) - 1)]
+    return below + (above - below) * (at - low)
 
 
 def _evenly(items: Integer[np.ndarray, " n_items"], n: int) -> Integer[np.ndarray, " n_kept"]:
