@@ -126,7 +126,7 @@ def bench_pages(folder: Path, n_rows: int, d_sae: int, options: argparse.Namespa
         p50, p95 = np.percentile(times, [50, 95])
         firings = int(np.median(index.stats["n_active"][features]))
         print(
-            f"  page, {name} (median {firings:,} firings): p50 {p50:.1f} ms, p95 {p95:.1f} ms, max {max(times):.0f} ms; "
+            f"  page, {name} (median {firings:,} firings): p50 {p50:.1f}, p95 {p95:.1f}, max {max(times):.0f} ms; "
             f"mean CPU time {cpu:.1f} ms"
         )
     tokens = generator.integers(1, len(VOCABULARY), 50)
