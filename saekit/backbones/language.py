@@ -16,6 +16,7 @@ from saekit.backbones.options import ImageTokens, TextWindows
 from saekit.backbones.pretrained import load_config, load_model, load_tokenizer
 from saekit.backbones.rows import by_length, first_fit, packed_rows, padded_rows
 from saekit.backbones.tokens import front_token, vocabulary_bytes
+from saekit.backbones.windows import Windows, why_unreadable
 from saekit.errors import BackboneError, ConfigError, InputError
 from saekit.inputs import Document, ImageInput, SkipLog
 from saekit.store.examples import Example, TokenLayout
@@ -67,11 +68,17 @@ class TextBackbone(Backbone):
         options: TextWindows | ImageTokens,
         skipped: SkipLog,
     ) -> Iterator[Example]:
-        windows = self._check(options)
-        special = np.array(sorted(set(self.tokenizer.all_special_ids)), dtype=np.int32)
+        chosen = self._check(options)
+        front, back = self.wrapping(chosen)
+        windows = Windows(
+            options=chosen,
+            front=np.array(front, dtype=np.int32),
+            back=np.array(back, dtype=np.int32),
+            special=np.array(sorted(set(self.tokenizer.all_special_ids)), dtype=np.int32),
+        )
         documents = only(inputs, Document, self.spec)
         while chunk := list(itertools.islice(documents, _DOCUMENTS_AT_ONCE)):
-            unreadable = [_unreadable(document.text) for document in chunk]
+            unreadable = [why_unreadable(document.text) for document in chunk]
             texts = [document.text for document, reason in zip(chunk, unreadable, strict=True) if reason is None]
             encoded = iter(self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else [])
             # What is skipped is logged between the examples before and after it: an interrupted run counts on that.
@@ -79,30 +86,11 @@ class TextBackbone(Backbone):
                 if reason is not None:
                     skipped.add(document.id, reason)
                     continue
-                ids = next(encoded)
-                found = False
-                for example in self._windows(document, np.asarray(ids, dtype=np.int32), windows, special):
-                    found = True
-                    yield example
-                if not found:
-                    short = len(ids) < windows.min_tokens
-                    skipped.add(document.id, f"fewer than {windows.min_tokens} tokens" if short else "no token to keep")
-
-    def _windows(
-        self, document: Document, ids: np.ndarray, options: TextWindows, special: np.ndarray
-    ) -> Iterator[Example]:
-        front, back = (np.asarray(part, dtype=np.int32) for part in self.wrapping(options))
-        n_content = options.context_size - len(front) - len(back)
-        for start in range(0, len(ids), n_content):
-            content = ids[start : start + n_content]
-            if len(content) < options.min_tokens:
-                continue
-            window = np.concatenate([front, content, back])
-            kept = np.arange(options.drop_first, len(window), dtype=np.int32)
-            if options.drop_special:
-                kept = kept[~np.isin(window[kept], special)]
-            if len(kept):
-                yield Example(document=document.id, label=document.label, token_ids=window, start=start, kept=kept)
+                tokens = next(encoded)
+                yield from (examples := windows.cut(document, tokens))
+                if not examples:
+                    short = len(tokens) < chosen.min_tokens
+                    skipped.add(document.id, f"fewer than {chosen.min_tokens} tokens" if short else "no token to keep")
 
     def _check(self, options: TextWindows | ImageTokens) -> TextWindows:
         if not isinstance(options, TextWindows):
@@ -276,15 +264,6 @@ class EncoderLM(TextBackbone):
         plain, dressed = (self.tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
         start = next((i for i in range(len(dressed)) if dressed[i : i + len(plain)] == plain), 0)
         return list(dressed[:start]), list(dressed[start + len(plain) :])
-
-
-def _unreadable(text: str) -> str | None:
-    """Why a text cannot be tokenized, or None."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # a lone surrogate, which JSON can spell
-        return "not valid Unicode"
-    return None if text.strip() else "no text"
 
 
 def _max_context(model: Any, tokenizer: Any) -> int | None:

@@ -78,13 +78,16 @@ def _family(config: Any, spec: str) -> str:
         raise BackboneError(
             f"{spec} is an encoder-decoder ({config.model_type}); saekit reads models with one stream of layers."
         )
+    writes = config.model_type in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    if writes and hasattr(config, "vision_config"):  # a language model that also takes images
+        return CausalLM.family
     vision = getattr(config, "vision_config", config)
     if hasattr(vision, "patch_size") and hasattr(vision, "num_hidden_layers"):
         return TransformersViT.family
     is_decoder = architecture.endswith(("ForCausalLM", "LMHeadModel"))
     if config.model_type in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES and not is_decoder:
         return EncoderLM.family
-    if config.model_type in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+    if writes:
         return CausalLM.family
     raise BackboneError(
         f"{spec} is a {config.model_type!r} model; saekit reads causal and encoder language models and vision "

@@ -16,7 +16,7 @@ from saekit.backbones.third_party import import_transformers
 from saekit.errors import BackboneError, MissingExtraError, require
 
 # Weights that a forward up to the residual stream and the logits does not use, so that they may be missing.
-_UNUSED = ("pooler", "mask_token", "position_ids", "text_model", "logit_scale", "logit_bias", "projection.weight")
+_UNUSED = ("pooler", "mask_token", "position_ids")
 
 
 def folder_location(path: Path) -> Location:

@@ -39,7 +39,7 @@ def front_token(tokenizer: Any, prefix: str) -> int | None:
     """
     if prefix == "none":
         return None
-    vocabulary = tokenizer.get_vocab()
+    vocabulary = tokenizer.get_vocab()  # slow on large vocabularies: not for a loop
     if prefix != "auto":
         if prefix not in vocabulary:
             near = closest(prefix, tokenizer.all_special_tokens or vocabulary)
