@@ -209,7 +209,7 @@ def test_a_text_goes_through_the_model(folder: Path, monkeypatch: pytest.MonkeyP
     app = open_page("input", text="The tide <script>alert(1)</script>")
     data = payload(app, "live")
     assert "".join(data["tokens"]) == "The tide <script>alert(1)</script>"[: len("".join(data["tokens"]))]
-    assert all(len(place) == 4 for place in data["places"]), "TopK(k=4) fires four latents on every token"
+    assert set(data["counts"]) == {4}, "TopK(k=4) fires four latents on every token"
     assert all(error is not None and error > 0 for error in data["error"])
     assert app.query_params["text"] == "The tide <script>alert(1)</script>"
 
@@ -252,17 +252,17 @@ def test_an_example_image_is_shown_as_indexed_without_the_model(folder: Path, mo
     serve(folder / "image", monkeypatch)
     data = payload(open_page("input", example=3), "live")
     assert data["error"] is None
-    assert len(data["places"]) == 24
+    assert len(data["counts"]) == 24
     index = FeatureIndex.open(folder / "image")
     codes = index.latents_of_example(3)
-    assert sum(len(place) for place in data["places"]) == len(codes[0])
+    assert sum(len(code["acts"]) for code in data["codes"]) == len(codes[0])
 
 
 def test_the_images_of_the_index_can_be_chosen(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     serve(folder / "image", monkeypatch)
     app = open_page("input")
     images = payload(app, "gallery")["images"]
-    assert len(images) == 12
+    assert len(images) == 20
     app.number_input(key="example").set_value(5).run()
     assert payload(app, "live")["image"]["src"].endswith("/5")
 

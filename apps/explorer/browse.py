@@ -110,7 +110,7 @@ def list_features(index: FeatureIndex, browse: Browse) -> Listing:
 def sort_columns(index: FeatureIndex) -> dict[str, str]:
     """What a list can be sorted by: the word that people read (and addresses hold) -> the statistics column.
 
-    `best` is the match score while searching and density otherwise; `number` and `label` are no statistics.
+    `best` is the match score while searching and `promise` otherwise; `number` and `label` are no statistics.
     """
     entropy = entropy_column(index)
     return {
@@ -125,6 +125,38 @@ def sort_columns(index: FeatureIndex) -> dict[str, str]:
     }
 
 
+def promise(index: FeatureIndex) -> Float[np.ndarray, " d_sae"]:
+    """How likely a feature is to make sense at once; only the order means something. Dead features have -inf.
+
+    In favour: strong activations, a low entropy over tokens and classes, a direction of its own, a density between too
+    few examples and everywhere, a top token that is a word. Against: a peak far above the rest (attention sinks).
+    """
+    stats = {name: np.asarray(column, dtype=np.float64) for name, column in index.stats.items()}
+    density = stats["density"]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        strength = np.log(stats["q90"] / np.nanmedian(np.append(stats["q90"], 1.0)))
+        outlier = np.log(stats["max"] / stats["q90"])
+        rare = np.maximum(0, np.log10(max(30 / max(index.n_rows, 1), 1e-5) / density))
+        dense = np.maximum(0, np.log10(density / 0.01))
+        lift = np.log(stats["top_label_lift"]) if "top_label_lift" in stats else np.zeros(index.d_sae)
+    entropy = stats.get("token_entropy", np.zeros(index.d_sae))
+    score = (
+        np.nan_to_num(strength)
+        - np.nan_to_num(np.maximum(0, outlier - 1))
+        - np.nan_to_num(3 * rare + 3 * dense, posinf=0.0)
+        + np.nan_to_num(0.4 * lift)
+        - np.nan_to_num(0.25 * entropy)
+        - np.clip(np.nan_to_num(stats["nearest_cosine"]), 0, 1)
+    )
+    if "top_token" in stats and index.examples.vocabulary is not None:
+        tokens, which = np.unique(index.stats["top_token"], return_inverse=True)
+        is_word = [
+            token >= 0 and sum(map(str.isalpha, index.examples.token_text(token))) > 3 for token in tokens.tolist()
+        ]
+        score -= np.where(np.array(is_word)[which], 0.0, 2.0)
+    return np.where(density > 0, score, -np.inf)
+
+
 def entropy_column(index: FeatureIndex) -> str | None:
     """The column that says how many different things a feature fires on: by token for text, by class for images."""
     return next((key for key in ("token_entropy", "label_entropy") if key in index.stats), None)
@@ -136,7 +168,7 @@ def _order(
     key = browse.sort
     columns = sort_columns(index)
     if key not in columns or key == "best":
-        column = np.asarray(index.stats["density"] if score is None else score)[features]
+        column = (promise(index) if score is None else score)[features]
     elif key == "number":
         column = features
     elif key == "label":

@@ -10,10 +10,8 @@ from saekit.errors import FeatureIndexError
 from saekit.index import FeatureIndex
 from saekit_explorer.widgets import Json, decode_tokens, finite, image_record, shown_number, shown_percent, summary
 
-PER_PLACE = 24
-"""Features listed for one token or patch."""
-OVERALL = 60
-"""Features listed for the whole input, with all their activations."""
+PER_PLACE = 64
+"""Features sent for one token or patch; a dictionary with a larger L0 is cut to its strongest."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -75,34 +73,28 @@ def data_address(picture: bytes, media_type: str = "image/webp") -> str:
 
 
 def payload(index: FeatureIndex, encoded: Encoded) -> Json:
-    """What the browser draws: per place the strongest features, and over the whole input the telling ones."""
-    places, features, values = encoded.places, encoded.features, encoded.values
+    """What the browser draws: every feature that fires, most telling first, with its activations by place."""
+    kept = _strongest(encoded)
+    places, features, values = encoded.places[kept], encoded.features[kept], encoded.values[kept]
     density = np.asarray(index.stats["density"], dtype=np.float64)
-    per_place: list[list[tuple[int, float]]] = [[] for _ in range(encoded.n_places)]
-    order = np.lexsort((features, -values, places))
-    for at in order.tolist():
-        row = per_place[int(places[at])]
-        if len(row) < PER_PLACE:
-            row.append((int(features[at]), round(float(values[at]), 4)))
-    found, which = np.unique(features, return_inverse=True)
-    highest = np.full(len(found), -np.inf)
-    np.maximum.at(highest, which, values)
+    order = np.lexsort((places, features))
+    found, starts = np.unique(features[order], return_index=True)
+    highest = np.maximum.reduceat(values[order], starts) if len(found) else np.zeros(0)
     # A rare feature says more about an input than one that fires on a tenth of everything.
     rarity = -np.log10(np.clip(density[found], 0.1 / max(index.n_rows, 1), 0.999))
-    best = np.argsort(-highest * rarity, kind="stable")[:OVERALL]
-    overall: list[Json] = []
-    for at in best.tolist():
-        mine = which == at
-        acts = [[int(place), round(float(value), 4)] for place, value in zip(places[mine], values[mine], strict=True)]
-        overall.append(
+    codes: list[Json] = []
+    runs = np.split(order, starts[1:]) if len(found) else []
+    for at in np.argsort(-highest * rarity, kind="stable").tolist():
+        feature, run = int(found[at]), runs[at]
+        acts = [[int(place), round(float(value), 4)] for place, value in zip(places[run], values[run], strict=True)]
+        codes.append(
             {
-                "id": int(found[at]),
-                "max": round(float(highest[at]), 4),
+                **summary(index, feature),
+                "max": finite(index.stats["max"][feature]),
                 "telling": round(float(highest[at] * rarity[at]), 4),
                 "acts": acts,
             }
         )
-    strongest = [[place, row[0][1]] for place, row in enumerate(per_place) if row]
     error: list[float | None] = [None] * encoded.n_places
     if encoded.error is not None:
         for place, missed in zip(encoded.read.tolist(), encoded.error.tolist(), strict=True):
@@ -110,22 +102,24 @@ def payload(index: FeatureIndex, encoded: Encoded) -> Json:
     read = [False] * encoded.n_places
     for place in encoded.read.tolist():
         read[place] = True
-    named = {feature for row in per_place for feature, _ in row} | {each["id"] for each in overall}
     return {
         "kind": encoded.kind,
         "tokens": encoded.words,
         "image": encoded.image,
         "read": read,
         "error": error if encoded.error is not None else None,
-        "places": per_place,
-        "strongest": strongest,
-        "overall": overall,
-        "features": {
-            str(feature): {**summary(index, feature), "max": finite(index.stats["max"][feature])}
-            for feature in sorted(named)
-        },
-        "facts": _facts(encoded, len(found)),
+        "counts": np.bincount(encoded.places, minlength=encoded.n_places).tolist(),
+        "codes": codes,
+        "facts": _facts(encoded, len(np.unique(encoded.features))),
     }
+
+
+def _strongest(encoded: Encoded) -> Int[np.ndarray, " n_kept"]:
+    """Indices of the `PER_PLACE` strongest latents of every place."""
+    order = np.lexsort((-encoded.values, encoded.places))
+    places = encoded.places[order]
+    first = np.searchsorted(places, places, side="left")
+    return order[np.arange(len(order)) - first < PER_PLACE]
 
 
 def _facts(encoded: Encoded, n_features: int) -> list[tuple[str, str, str]]:

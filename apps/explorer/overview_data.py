@@ -10,16 +10,17 @@ from jaxtyping import Float
 from saekit.errors import FeatureIndexError
 from saekit.files import read_json
 from saekit.index import FeatureIndex
-from saekit_explorer.browse import entropy_column
+from saekit_explorer.browse import entropy_column, promise
 from saekit_explorer.widgets import (
     DENSE,
     DUPLICATE_COSINE,
     VERY_DENSE,
     Json,
+    described,
     one_in,
     shown_number,
     shown_percent,
-    summary,
+    top_string,
 )
 
 N_STARTERS = 10
@@ -40,7 +41,7 @@ def overview(index: FeatureIndex) -> Json:
         "subtitle": subtitle(index),
         "facts": facts(index),
         "starters": [
-            {**summary(index, feature), "note": _fires(index, feature)} for feature in starters(index).tolist()
+            {**described(index, feature), "note": _fires(index, feature)} for feature in starters(index).tolist()
         ],
         "density": density_histogram(index),
         "scatter": scatter(index),
@@ -96,32 +97,14 @@ def headline(index: FeatureIndex) -> Json:
 
 
 def starters(index: FeatureIndex, n: int = N_STARTERS) -> np.ndarray:
-    """Features likely to make sense at once: labelled ones first, then sharp, distinct ones of middling density.
-
-    The score favours a low entropy over tokens (or classes), an activation whose peak stands out from its median and a
-    direction of its own; at most one per top token, so that the list is not ten copies of one theme.
-    """
-    stats = index.stats
-    density = np.asarray(stats["density"], dtype=np.float64)
-    low, high = max(20 / max(index.n_rows, 1), 1e-5), 0.01
-    good = (density >= low) & (density <= high)
-    if good.sum() < n:
-        good = density > 0
-    key = entropy_column(index)
-    entropy = np.nan_to_num(np.asarray(stats[key], dtype=np.float64)) if key else np.zeros(index.d_sae)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        contrast = np.log(np.asarray(stats["max"], dtype=np.float64) / np.asarray(stats["q50"], dtype=np.float64))
-        often = np.log10(density / low)
-    alone = 1 - np.clip(np.nan_to_num(np.asarray(stats["nearest_cosine"], dtype=np.float64)), 0, 1)
-    score = np.nan_to_num(contrast) + 0.5 * np.nan_to_num(often, neginf=0.0) + 2 * alone - 0.35 * entropy
-    score[~good] = -np.inf
+    """Features to begin with: some that people labelled, then the most promising, one for each top token or class."""
+    score = promise(index)
     chosen = [feature for feature, note in index.annotations.all().items() if note.label][: n // 2]
-    themes = index.stats.get("top_token", index.stats.get("top_label"))
-    seen: set[int] = set()
+    seen = {top_string(index, feature).strip().casefold() for feature in chosen}
     for feature in np.argsort(-score, kind="stable").tolist():
         if len(chosen) >= n or score[feature] == -np.inf:
             break
-        theme = int(themes[feature]) if themes is not None else feature
+        theme = top_string(index, feature).strip().casefold()
         if theme in seen or feature in chosen:
             continue
         seen.add(theme)
@@ -142,7 +125,7 @@ def density_histogram(index: FeatureIndex) -> Json | None:
         "edges": edges.tolist(),
         "counts": counts.tolist(),
         "log10": True,
-        "ticks": [[-2, "1%"]] if low < -2 < high else [],
+        "ticks": [],
         "xlabel": "density: share of rows on which a feature fires (both axes log)",
         "alt": f"Histogram of the densities of {len(logs):,} live features, from "
         f"{shown_percent(float(10 ** logs.min()))} to {shown_percent(float(10 ** logs.max()))}; "
@@ -206,9 +189,14 @@ def health(index: FeatureIndex) -> list[tuple[str, str, str, str | None]]:
             f"Dense, above {DENSE:.0%}",
             f"{int(np.sum(density > DENSE)):,}",
             "fire on many rows; often hard to name",
-            "features?low=1%25",
+            "features?density=1%25&density=100%25",
         ),
-        (f"Dense, above {VERY_DENSE:.0%}", f"{int(np.sum(density > VERY_DENSE)):,}", "", "features?low=10%25"),
+        (
+            f"Dense, above {VERY_DENSE:.0%}",
+            f"{int(np.sum(density > VERY_DENSE)):,}",
+            "fire nearly everywhere",
+            "features?density=10%25&density=100%25",
+        ),
         (
             "Near-duplicate pairs",
             f"{len(pairs):,}",

@@ -23,6 +23,8 @@ Json = dict[str, Any]
 MAX_REACH = 128
 """Tokens kept on each side of an example's peak: what "all" can show."""
 N_TOP, N_BANDS, PER_BAND, N_RANDOM = 20, 5, 8, 16
+MAX_ROWS_DESCRIBED = 50_000
+"""Features with more active rows are described by one token: counting more of them would hold up a page."""
 DENSE, VERY_DENSE = 0.01, 0.1
 DUPLICATE_COSINE = 0.95
 """Two decoder directions closer than this are called near-duplicates."""
@@ -81,6 +83,16 @@ def summary(index: FeatureIndex, feature: int) -> Json:
     return {"id": int(feature), "label": label, "top": "" if label else top_string(index, feature)}
 
 
+def described(index: FeatureIndex, feature: int, n: int = 3) -> Json:
+    """`summary` with up to `n` of the tokens it fires on: for lists in which people choose."""
+    about = summary(index, feature)
+    is_cheap = 0 < int(index.stats["n_active"][feature]) <= MAX_ROWS_DESCRIBED
+    if not about["label"] and is_cheap and "top_token" in index.stats and index.examples.vocabulary is not None:
+        tokens = index.top_tokens(feature, n=n)
+        about["more"] = [index.examples.token_text(each.token) for each in tokens[1:] if each.share >= 0.05]
+    return about
+
+
 def top_string(index: FeatureIndex, feature: int) -> str:
     """The token (text) or class (image) that carries most of a feature's activation; empty when there is none."""
     stats = index.stats
@@ -103,7 +115,7 @@ def table_rows(
         annotation = index.annotations.get(feature)
         rows.append(
             {
-                **summary(index, feature),
+                **described(index, feature),
                 "dead": bool(index.stats["is_dead"][feature]),
                 "density": finite(index.stats["density"][feature]),
                 "max": finite(index.stats["max"][feature]),

@@ -90,7 +90,7 @@ export function featureLink(component, id, children, props = {}) {
 export function nameOf(feature) {
   if (feature.label) return h("span", { class: "named" }, feature.label);
   if (feature.top) return h("span", { class: "unnamed", title: "not labelled yet; this is what it fires on most" },
-    h("span", { class: "token" }, visible(feature.top)));
+    [feature.top, ...(feature.more ?? [])].map((token) => [h("span", { class: "token" }, visible(token)), " "]));
   return h("span", { class: "muted" }, "–");
 }
 
@@ -109,7 +109,9 @@ export function histogram(tip, { edges, counts, ticks = [], xlabel, alt, log10 =
   const scale = (count) => (count ? ((Math.log10(count) + 0.3) / (Math.log10(most) + 0.3)) * (height - top) : 0);
   const lo = edges[0], hi = edges[edges.length - 1];
   const x = (value) => left + ((value - lo) / (hi - lo || 1)) * (width - left - 4);
-  const shown = (value) => (log10 ? number(10 ** value, 2) : number(value, 3));
+  const shown = (value) => (log10 ? percent(10 ** value) : number(value, 3));
+  // Densities have a label at every power of ten.
+  const stops = log10 ? Array.from({ length: hi - lo + 1 }, (_, i) => lo + i) : [lo, (lo + hi) / 2, hi];
   const bars = counts.map((count, i) => {
     const tall = scale(count);
     const bar = s("rect", {
@@ -136,11 +138,11 @@ export function histogram(tip, { edges, counts, ticks = [], xlabel, alt, log10 =
     s("line", { class: "axis", x1: left, x2: width - 4, y1: height, y2: height }),
     ticks.map(([value, name]) => [
       s("line", { class: "tick", x1: x(value), x2: x(value), y1: 8, y2: height }),
-      s("text", { x: x(value), y: 6, "text-anchor": "middle" }, name),
+      s("text", { x: x(value), y: 6, "text-anchor": x(value) < left + 30 ? "start" : x(value) > width - 30 ? "end" : "middle" }, name),
     ]),
-    [0, 0.5, 1].map((share) => s("text", {
-      x: x(lo + share * (hi - lo)), y: height + 13, "text-anchor": share === 0 ? "start" : share === 1 ? "end" : "middle",
-    }, shown(lo + share * (hi - lo)))),
+    stops.map((value) => s("text", {
+      x: x(value), y: height + 13, "text-anchor": value === lo ? "start" : value === hi ? "end" : "middle",
+    }, shown(value))),
     s("text", { x: (left + width) / 2, y: height + 27, "text-anchor": "middle" }, xlabel),
     cursor);
   node.mark = (value) => {

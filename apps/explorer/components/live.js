@@ -13,16 +13,24 @@ export default function (component) {
     memory.timer = setTimeout(() => setStateValue("view", { ...view }), 350);
     draw();
   };
-  const known = (id) => ({ id, ...(data.features[id] ?? {}) });
+  if (memory.codes !== data.codes) {
+    memory.codes = data.codes;
+    memory.byId = new Map(data.codes.map((code) => [String(code.id), { ...code, highest: Math.max(...code.acts.map(([, x]) => x)) }]));
+    memory.byPlace = data.read.map(() => []);
+    for (const code of memory.byId.values()) for (const [place, value] of code.acts) memory.byPlace[place].push({ id: code.id, value });
+    for (const list of memory.byPlace) list.sort((a, b) => b.value - a.value);
+  }
+  const known = (id) => memory.byId.get(String(id));
   const unit = isText ? "token" : "patch";
   const place = (i) => isText ? `token ${i + 1}` : `patch at row ${Math.floor(i / data.image.grid[1]) + 1}, column ${(i % data.image.grid[1]) + 1}`;
 
   /** Per position the value of what is painted: a feature's activation, or the reconstruction error. */
   function painted() {
     if (view.paint === "error" && data.error) return { values: data.error.map((x, i) => [i, x]), scale: Math.max(...data.error.filter((x) => x !== null), 0.01), name: "error (FVU)", show: percent };
-    const shown = data.overall.find((each) => String(each.id) === String(view.paint));
-    if (shown) return { values: shown.acts, scale: shown.max, name: `feature ${shown.id}`, show: number };
-    return { values: data.strongest, scale: Math.max(...data.strongest.map(([, x]) => x), 1e-9), name: "strongest feature", show: number };
+    const shown = known(view.paint);
+    if (shown) return { values: shown.acts, scale: shown.highest, name: `feature ${shown.id}`, show: number };
+    const strongest = memory.byPlace.flatMap((list, i) => (list.length ? [[i, list[0].value]] : []));
+    return { values: strongest, scale: Math.max(...strongest.map(([, x]) => x), 1e-9), name: "strongest feature", show: number };
   }
 
   function strip(paint) {
@@ -57,15 +65,15 @@ export default function (component) {
       h("td", { class: "amount" }, h("i", { style: { width: `${Math.round((100 * row.value) / most)}%` } }), h("b", {}, number(row.value))),
       withPlaces ? h("td", { class: "num" }, row.n) : null,
       h("td", { class: "num" }, known(row.id).max ? percent(row.value / known(row.id).max) : "–"),
-      h("td", { class: "num" }, data.overall.some((each) => each.id === row.id) ? h("button", {
+      h("td", { class: "num" }, h("button", {
         class: "small", "data-focus": `paint-${withPlaces ? "all" : "at"}-${row.id}`, "aria-pressed": String(String(row.id) === String(view.paint)),
         onclick: () => set({ paint: String(row.id) === String(view.paint) ? "strongest" : row.id }),
-      }, String(row.id) === String(view.paint) ? "shown" : "show") : null)))));
+      }, String(row.id) === String(view.paint) ? "shown" : "show"))))));
   }
 
   function draw() {
     const paint = painted();
-    const chosen = data.overall.some((each) => String(each.id) === String(view.paint)) ? String(view.paint) : null;
+    const chosen = known(view.paint) ? String(view.paint) : null;
     const bar = h("div", { class: "toolbar" },
       !chosen && !data.error ? null : segmented("paint", "What the colour shows", [
         ["strongest", "Strongest feature", `the highest activation of any feature on each ${unit}`],
@@ -79,17 +87,16 @@ export default function (component) {
     const picture = isText ? strip(paint) : h("div", { class: "picture" }, heatImage(tip, data.image, paint.values.filter(([, x]) => x !== null), {
       scale: paint.scale, smooth: view.smooth, name: data.image.name, chosen: view.at, onpatch: (i) => set({ at: view.at === i ? null : i }),
     }));
-    const here = data.places[view.at] ?? null;
+    const here = memory.byPlace[view.at] ?? null;
     const detail = h("section", {},
       here === null
         ? [h("h2", {}, "At one place"), h("p", { class: "muted" }, `Choose a ${unit} to see what fires there.`)]
         : [h("h2", {}, isText ? ["At ", h("span", { class: "token" }, visible(data.tokens[view.at])), ` (${place(view.at)})`] : `At the ${place(view.at)}`),
            !data.read[view.at]
              ? h("p", { class: "muted" }, "The dictionary was not trained on this position (start of text), so nothing is encoded here.")
-             : [h("p", { class: "muted small" }, `${here.length} features${data.error ? `, error (FVU) ${percent(data.error[view.at])}` : ""}`),
-                rows(here.map(([id, value]) => ({ id, value })), "Activation", false)]]);
-    const share = (each) => each.max / (known(each.id).max || Infinity);
-    const orders = { telling: (each) => each.telling, value: (each) => each.max, share };
+             : [h("p", { class: "muted small" }, `${here.length < data.counts[view.at] ? `${here.length} strongest of ` : ""}${data.counts[view.at]} features${data.error ? `, error (FVU) ${percent(data.error[view.at])}` : ""}`),
+                rows(here.slice(0, 40), "Activation", false)]]);
+    const orders = { telling: (each) => each.telling, value: (each) => each.highest, share: (each) => each.highest / (each.max || Infinity) };
     const by = orders[view.order] ?? orders.telling;
     const all = h("section", {}, h("h2", {}, "Over the whole input"),
       h("p", { class: "order" }, segmented("order", "Order of the features", [
@@ -97,7 +104,8 @@ export default function (component) {
         ["value", "Highest", "highest activation"],
         ["share", "Of max", "share of the feature's highest activation in the index"],
       ], view.order in orders ? view.order : "telling", (key) => set({ order: key }))),
-      rows([...data.overall].sort((a, b) => by(b) - by(a)).map((each) => ({ id: each.id, value: each.max, n: each.acts.length })), "Highest", true));
+      rows([...memory.byId.values()].sort((a, b) => by(b) - by(a)).slice(0, 60)
+        .map((each) => ({ id: each.id, value: each.highest, n: each.acts.length })), "Highest", true));
     refill(root, summary, bar, isText
       ? [picture, h("div", { class: "beside even" }, detail, all)]
       : h("div", { class: "beside" }, picture, h("div", {}, detail, all)));
