@@ -55,6 +55,9 @@ class Recipe:
     k: int
     n_training_tokens: int
     lr: float
+    held_out_share: float
+    n_evaluated: int
+    """Windows or images that the model is run on with the reconstruction spliced in."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +88,8 @@ RECIPES = {
         k=32,
         n_training_tokens=2_000_000,
         lr=8e-4,
+        held_out_share=0.05,
+        n_evaluated=24,
     ),
     # Block 9 of 12: the last ones have collapsed onto saliency in these weights.
     "images": Recipe(
@@ -98,6 +103,8 @@ RECIPES = {
         k=16,
         n_training_tokens=2_000_000,
         lr=8e-4,
+        held_out_share=0.15,
+        n_evaluated=64,
     ),
 }
 
@@ -149,11 +156,14 @@ def make_steps(config: DemoConfig, recipe: Recipe, source: Path, folder: Path) -
         d_sae=recipe.d_sae,
         n_tokens=n_training_tokens,
         batch_size=BATCH_SIZE,
+        held_out_share=recipe.held_out_share,
         sparsity=TopK(k=recipe.k),
         fit=FitConfig(lr=recipe.lr),
     )
     inputs = source if recipe.source is demo_data.pictures else None
-    evaluation = evaluate.EvaluateConfig(checkpoint=trained, store=store, out=trained, inputs=inputs)
+    evaluation = evaluate.EvaluateConfig(
+        checkpoint=trained, store=store, out=trained, inputs=inputs, n_examples=recipe.n_evaluated
+    )
     indexing = index.IndexConfig(checkpoint=trained, store=store, out=indexed)
     paths = ["--checkpoint", str(trained), "--store", str(store)]
     return [
@@ -174,6 +184,7 @@ def make_steps(config: DemoConfig, recipe: Recipe, source: Path, folder: Path) -
             words=[
                 *("--store", str(store), "--out", str(trained), "--d-sae", str(recipe.d_sae)),
                 *("--n-tokens", str(n_training_tokens), "--batch-size", str(BATCH_SIZE), "--lr", str(recipe.lr)),
+                *("--held-out-share", str(recipe.held_out_share)),
                 *("top-k", "--k", str(recipe.k)),
             ],
         ),
@@ -181,7 +192,14 @@ def make_steps(config: DemoConfig, recipe: Recipe, source: Path, folder: Path) -
             name="eval",
             job=evaluate,
             config=evaluation,
-            words=[*paths, "--out", str(trained), *(("--inputs", str(inputs)) if inputs else ())],
+            words=[
+                *paths,
+                "--out",
+                str(trained),
+                "--n-examples",
+                str(recipe.n_evaluated),
+                *(("--inputs", str(inputs)) if inputs else ()),
+            ],
             done=trained / "metrics.json",
         ),
         Step(name="index", job=index, config=indexing, words=[*paths, "--out", str(indexed)]),
