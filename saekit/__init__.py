@@ -60,6 +60,7 @@ _PUBLIC: dict[str, str] = {
     "Evaluation": "saekit.evaluation",
     # jobs
     "extract": "saekit.jobs.extract",
+    "train": "saekit.jobs.train",
     "build_index": "saekit.jobs.index",
     "evaluate": "saekit.jobs.evaluate",
 }

@@ -42,7 +42,7 @@ def test_an_unknown_job_names_the_closest(capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_a_users_mistake_is_one_line_without_a_traceback() -> None:
-    command = [sys.executable, "-m", "saekit", "explore", "--index", "nowhere"]
+    command = [sys.executable, "-m", "saekit", "explore", "nowhere"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stdout == ""

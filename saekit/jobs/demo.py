@@ -133,7 +133,7 @@ def run(config: DemoConfig) -> Path:
     if config.explore:
         explore.run(explore.ExploreConfig(index=found, port=config.port))
     else:
-        print(f"Browse it: saekit explore --index {shlex.quote(str(found))}", flush=True)
+        print(f"Browse it: saekit explore {shlex.quote(str(found))}", flush=True)
     return found
 
 

@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tyro.conf import Positional
+
 from saekit.errors import ConfigError, SaekitError, require
 from saekit.index import FeatureIndex
 
@@ -26,7 +28,7 @@ LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
 class ExploreConfig:
     """Browse a feature index in the browser. Stop with Ctrl-C."""
 
-    index: Path
+    index: Positional[Path]
     """Directory of the index, as written by `saekit index`. The explorer opens no other."""
     checkpoint: Path | None = None
     """Autoencoder for live inputs, when it is not where the index says."""
