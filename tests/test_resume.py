@@ -13,10 +13,12 @@ from typing import Any
 import pytest
 import torch
 from resume_worker import BATCH, N_STEPS, Batches, fit_module, make_models, run
+from torch import nn
 
 from saekit.autoencoders import SparseAutoencoder, SparseAutoencoderConfig, TopK, load_autoencoder
 from saekit.errors import CheckpointError
 from saekit.training import FitConfig, FitResult, fit
+from saekit.training.checkpoint import load_optimizer_tensors, optimizer_tensors
 
 WORKER = Path(__file__).with_name("resume_worker.py")
 Run = tuple[list[SparseAutoencoder], FitResult]
@@ -151,6 +153,24 @@ def test_a_damaged_save_is_a_checkpoint_error(killed: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:-8])
     with pytest.raises(CheckpointError, match="altered or truncated"):
         run(killed)
+
+
+def test_optimizer_state_goes_back_to_the_layout_of_its_parameter() -> None:
+    def step(parameter: nn.Parameter, optimizer: torch.optim.Optimizer, seed: int) -> None:
+        parameter.grad = torch.randn(6, 4, generator=torch.Generator().manual_seed(seed)).T
+        optimizer.step()
+
+    results = []
+    for is_interrupted in (False, True):
+        parameter = nn.Parameter(torch.ones(6, 4).T)  # column-major
+        optimizer = torch.optim.Adam([parameter], lr=0.1, fused=True)
+        for seed in range(4):
+            if is_interrupted and seed == 2:
+                saved = {name: value.contiguous() for name, value in optimizer_tensors(optimizer, "o").items()}
+                load_optimizer_tensors(optimizer, "o", saved)
+            step(parameter, optimizer, seed)
+        results.append(parameter.detach())
+    assert torch.equal(*results)
 
 
 def test_random_noise_in_a_loss_goes_on_where_it_was(tmp_path: Path) -> None:

@@ -54,8 +54,6 @@ class RunDirectory:
         self._pointer: Json | None = read_json(pointer, CheckpointError) if pointer.exists() else None
         if self._pointer is None:
             self._refuse_foreign_files()
-            # Nothing was saved yet, so nothing of an earlier attempt is worth keeping.
-            shutil.rmtree(self.path / "state", ignore_errors=True)
             write_json(self.path / "config.json", description)
             return
         known = read_json(self.path / "config.json", CheckpointError)
@@ -102,7 +100,7 @@ class RunDirectory:
     ) -> None:
         """Write one save and point at it. With `finished` the checkpoints are moved to their final place."""
         step = int(state.record["step"])
-        target = self.path / "state" / (f"{step:08d}-last" if finished else f"{step:08d}")
+        target = self.path / "state" / f"{step:08d}"
         temporary = target.with_name(f".{target.name}.tmp")
         with _explain_full_disk(self.path):
             for leftover in (temporary, target):
@@ -186,7 +184,7 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, prefix: str, tensor
             continue
         index, name = key.removeprefix(f"{prefix}.").split(".")
         like = parameters[int(index)]
-        # Fused Adam walks parameter and moments by storage: they must have the same strides (W_enc is column-major).
+        # Fused Adam walks parameter and moments by storage, so they must have the same strides; it does not check.
         same_layout = torch.empty_like(like).copy_(value) if value.shape == like.shape else value
         state.setdefault(int(index), {})[name] = same_layout
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
