@@ -41,7 +41,7 @@ def load_backbone(spec: str, dtype: str | None = None, device: str | None = None
         raise BackboneError(_no_such_path(path))
     else:
         location, name = hub_location(spec), spec
-    return BACKBONES[_family(_find_config(location, name), name)].load(name, location, dtype, where)
+    return BACKBONES[family_of(_find_config(location, name), name)].load(name, location, dtype, where)
 
 
 def _find_config(location: Location, spec: str) -> Any:
@@ -70,7 +70,7 @@ def _known_names() -> list[str]:
     return [*EMBEDDED, *(f"timm:{name}" for name in architectures)]
 
 
-def _family(config: Any, spec: str) -> str:
+def family_of(config: Any, spec: str) -> str:
     """The family of a checkpoint, from its config alone."""
     auto = import_transformers().models.auto.modeling_auto
     architecture = (getattr(config, "architectures", None) or [""])[0]
