@@ -1,27 +1,32 @@
 """ActivationLoader: shuffled batches of a store's rows, read ahead in a thread, that resumes where it stopped."""
 
+import sys
 from collections.abc import Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from saekit.errors import ConfigError, StoreError
 from saekit.store.background import read_ahead
-from saekit.store.format import shard_name
+from saekit.store.format import runs_by_shard, shard_name
 from saekit.store.shuffle import Permutation
 
 if TYPE_CHECKING:
     from saekit.store.reader import ActivationStore
 
 BLOCK_BYTES = 2**26
-"""Rows are fetched in blocks of about this size, sorted by their place on disk inside a block."""
+"""Rows are fetched in blocks of about this size, sorted by their place on disk inside a block ..."""
+BLOCK_ROWS = 65_536
+"""... and at most this many rows, so that narrow rows do not make the first batch wait."""
 N_READERS = 2
+PIECE_ROWS = 256
 _SIGNED = {2: torch.int16, 4: torch.int32}
+_INFINITY = {torch.bfloat16: 0x7F80, torch.float16: 0x7C00, torch.float32: 0x7F800000}
 
 
 class ActivationLoader(Iterator[Tensor]):
@@ -127,27 +132,29 @@ class _Source:
         self.store, self.hook_point, self.seed = loader.store, loader.hook_point, loader.seed
         self.batch_size, self.n_rows, self.subset = loader.batch_size, loader.n_rows, loader._subset
         self.pin = loader.device.type == "cuda"
-        width, dtype = self.store.d_model(self.hook_point), self.store.maps(self.hook_point)[0].dtype
-        n_batches = max(1, BLOCK_BYTES // (width * dtype.itemsize * self.batch_size))
-        self.block = np.empty((n_batches * self.batch_size, width), dtype=dtype)
+        self.width, self.maps = self.store.d_model(self.hook_point), self.store.maps(self.hook_point)
+        n_wanted = min(BLOCK_BYTES // (self.width * self.maps[0].itemsize), BLOCK_ROWS, self.n_rows)
+        self.block_rows = max(1, n_wanted // self.batch_size) * self.batch_size
+        self.blocks: list[Shaped[np.ndarray, "block_rows width"]] = []
 
     def batches(self, start: int, stop: int | None) -> Generator[Tensor, None, None]:
         """Batches of the endless shuffled order from place `start` on, up to `stop`."""
         with ThreadPoolExecutor(N_READERS, thread_name_prefix="saekit-reader") as readers:
-            while stop is None or start < stop:
-                end = start + len(self.block) if stop is None else min(start + len(self.block), stop)
-                rows = self._rows(start, end)
-                places = self._fetch(rows, readers)
-                for first in range(0, len(rows), self.batch_size):
-                    which = slice(first, min(first + self.batch_size, len(rows)))
-                    batch = self._pick(places[which])
-                    self._check(batch, rows[which])
-                    yield batch
-                start = end
+            rows = self._rows(start, stop)
+            while len(rows):
+                block = self._block()
+                tasks = self._fetch(rows, self._bits(block), readers)
+                start += len(rows)
+                rows = self._rows(start, stop)  # while the readers are at work
+                n_fetched = sum(task.result() for task in tasks)
+                for first in range(0, n_fetched, self.batch_size):
+                    yield block[first : min(first + self.batch_size, n_fetched)]
+                del block
 
-    def _rows(self, start: int, end: int) -> Int[np.ndarray, " n"]:
-        """The row numbers at places `start` to `end` of the endless shuffled order."""
-        parts = []
+    def _rows(self, start: int, stop: int | None) -> Int[np.ndarray, " n"]:
+        """The row numbers of the block from place `start` of the endless shuffled order on."""
+        end = start + self.block_rows if stop is None else min(start + self.block_rows, stop)
+        parts = [np.zeros(0, dtype=np.int64)]
         while start < end:
             epoch, position = divmod(start, self.n_rows)
             n = min(end - start, self.n_rows - position)
@@ -156,28 +163,45 @@ class _Source:
         rows = np.concatenate(parts)
         return rows if self.subset is None else self.subset[rows]
 
-    def _fetch(self, rows: Int[np.ndarray, " n"], readers: ThreadPoolExecutor) -> Int[Tensor, " n"]:
-        """Copy `rows` into the block in the order of the disk; returns where in the block each of them is."""
+    def _block(self) -> Float[Tensor, "block_rows width"]:
+        """Memory for a block: one that no batch refers to any more, since new memory costs as much as the copy."""
+        if self.pin:  # CUDA's allocator recycles pinned memory, and knows when copies from it are done
+            return torch.empty((self.block_rows, self.width), dtype=self.store.dtype, pin_memory=True)
+        # Two references: the list's and getrefcount's own. Every batch holds one more.
+        free = [i for i in range(len(self.blocks)) if sys.getrefcount(self.blocks[i]) <= 2]
+        if not free:
+            self.blocks.append(np.empty((self.block_rows, self.width), dtype=self.maps[0].dtype))
+        return torch.from_numpy(self.blocks[free[0] if free else -1]).view(self.store.dtype)
+
+    def _bits(self, block: Float[Tensor, "block_rows width"]) -> Shaped[np.ndarray, "block_rows width"]:
+        return block.view(_SIGNED[block.element_size()]).numpy().view(self.maps[0].dtype)
+
+    def _fetch(
+        self, rows: Int[np.ndarray, " n"], block: Shaped[np.ndarray, "block_rows width"], readers: ThreadPoolExecutor
+    ) -> "list[Future[int]]":
+        """Begin to copy row `rows[i]` of the store to row i of the block, in the order of the disk."""
         order = np.argsort(rows)
-        ascending, borders = rows[order], np.linspace(0, len(rows), N_READERS + 1).astype(int)
+        parts = [part for part in np.array_split(order, N_READERS) if len(part)]
+        return [readers.submit(self._copy, rows[part], part, block) for part in parts]
 
-        def fetch(part: slice) -> None:
-            self.store.gather(ascending[part], self.hook_point, self.block[part])
+    def _copy(
+        self, rows: Int[np.ndarray, " n"], places: Int[np.ndarray, " n"], block: Shaped[np.ndarray, "block_rows width"]
+    ) -> int:
+        """Copy ascending `rows` to `places` of the block. Few at a time: so the cache has them for check and scatter."""
+        piece = np.empty((PIECE_ROWS, self.width), dtype=block.dtype)
+        for shard, which, inside in runs_by_shard(rows, self.store.first_rows):
+            for first in range(0, len(inside), PIECE_ROWS):
+                numbers = inside[first : first + PIECE_ROWS]
+                found = piece[: len(numbers)]
+                np.take(self.maps[shard], numbers, axis=0, out=found, mode="clip")
+                if not bits_are_finite(found, self.store.dtype):
+                    self._refuse(found, rows[which][first : first + PIECE_ROWS])
+                block[places[which][first : first + PIECE_ROWS]] = found
+        return len(rows)
 
-        list(readers.map(fetch, [slice(borders[i], borders[i + 1]) for i in range(N_READERS)]))
-        places = np.empty(len(rows), dtype=np.int64)
-        places[order] = np.arange(len(rows))
-        return torch.from_numpy(places)
-
-    def _pick(self, places: Int[Tensor, " batch"]) -> Float[Tensor, "batch width"]:
-        block = torch.from_numpy(self.block).view(self.store.dtype)
-        batch = torch.empty((len(places), block.shape[1]), dtype=block.dtype, pin_memory=self.pin)
-        return torch.index_select(block, 0, places, out=batch)
-
-    def _check(self, batch: Float[Tensor, "batch width"], rows: Int[np.ndarray, " batch"]) -> None:
-        if is_finite(batch):
-            return
-        row = int(rows[int(torch.nonzero(~torch.isfinite(batch).all(1))[0, 0])])
+    def _refuse(self, found: Shaped[np.ndarray, "n width"], rows: Int[np.ndarray, " n"]) -> None:
+        finite = [bits_are_finite(row, self.store.dtype) for row in found]
+        row = int(rows[finite.index(False)])
         shard = int(np.searchsorted(self.store.first_rows, row, side="right")) - 1
         raise StoreError(
             f"{self.store.path}: {self.hook_point} holds a NaN or an infinity in shard {shard_name(shard)}, row "
@@ -187,14 +211,12 @@ class _Source:
         )
 
 
-def is_finite(values: Float[Tensor, "..."]) -> bool:
-    """Whether no value is a NaN or an infinity: two integer maxima, many times cheaper than `isfinite` of a bf16.
+def bits_are_finite(bits: Shaped[np.ndarray, "..."], dtype: torch.dtype) -> bool:
+    """Whether no value of type `dtype`, read as uint16 or as itself, is a NaN or an infinity.
 
-    The bits of a NaN or an infinity are the largest of their sign: read as signed integers the positive ones are on
-    top, read as unsigned integers the negative ones.
+    Two integer maxima, many times cheaper than `isfinite` of a bf16. The bits of a NaN or an infinity are the largest
+    of their sign: read as signed integers the positive ones are on top, read as unsigned integers the negative ones.
     """
-    size = values.element_size()
-    infinity = torch.tensor(float("inf"), dtype=values.dtype).view(_SIGNED[size]).item()
-    signed = values.view(_SIGNED[size]).numpy()
-    sign_bit = 1 << (8 * size - 1)
-    return bool(signed.max() < infinity and signed.view(f"u{size}").max() < infinity + sign_bit)
+    size = bits.itemsize
+    infinity, sign_bit = _INFINITY[dtype], 1 << (8 * size - 1)
+    return bool(bits.view(f"i{size}").max() < infinity and bits.view(f"u{size}").max() < infinity + sign_bit)
