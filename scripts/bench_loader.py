@@ -31,9 +31,7 @@ def make_store(path: Path, n_rows: int, width: int, shard_rows: int) -> Activati
     with StoreWriter(path, hook_points={"layers.0": width}, dtype="bf16", layout=layout, plan={}) as writer:
         rows = torch.randn(shard_rows, width).bfloat16()
         for first in range(0, n_rows, shard_rows):
-            part = [
-                Example(document=str(first + i), kept=kept, token_ids=kept) for i in range(0, shard_rows, WINDOW)
-            ]
+            part = [Example(document=str(first + i), kept=kept, token_ids=kept) for i in range(0, shard_rows, WINDOW)]
             writer.write_shard(part, {"layers.0": rows})
         writer.finish()
     return ActivationStore.open(path)
@@ -76,16 +74,17 @@ def main() -> None:
         store = make_store(Path(folder) / "store", arguments.rows, arguments.width, 65_536)
         buffer = np.empty((arguments.batch_size, arguments.width), dtype=np.uint16)
         copy_sequentially(store, store.n_rows, buffer)
-        speeds, copies = [], []
+        speeds, copies, cpu_speeds = [], [], []
         with store.batches(arguments.batch_size, seed=0) as loader:
             next(loader)
             for _ in range(arguments.turns):
                 if arguments.cold:
                     drop_from_cache(store.path)
-                begin, n = time.perf_counter(), 0
+                begin, begin_cpu, n = time.perf_counter(), time.process_time(), 0
                 while n < arguments.rows_per_turn:
                     n += len(next(loader))
                 speeds.append(n / (time.perf_counter() - begin))
+                cpu_speeds.append(n / (time.process_time() - begin_cpu))
                 loader.close()
                 copies.append(n / copy_sequentially(store, n, buffer))
                 print(f"shuffled {speeds[-1]:,.0f} rows/s, copied {copies[-1]:,.0f} rows/s", file=sys.stderr)
@@ -94,7 +93,7 @@ def main() -> None:
         print(
             f"loader: {speed:,.0f} rows/s ({gigabytes:.2f} GB/s), width {arguments.width} bf16, batch "
             f"{arguments.batch_size}, {store.n_rows:,} rows, {'cold' if arguments.cold else 'page cache'}; sequential "
-            f"copy {copy:,.0f} rows/s; ratio {speed / copy:.2f}"
+            f"copy {copy:,.0f} rows/s; ratio {speed / copy:.2f}; {statistics.median(cpu_speeds):,.0f} rows per CPU second"
         )
 
 

@@ -187,7 +187,7 @@ class _Source:
     def _copy(
         self, rows: Int[np.ndarray, " n"], places: Int[np.ndarray, " n"], block: Shaped[np.ndarray, "block_rows width"]
     ) -> int:
-        """Copy ascending `rows` to `places` of the block. Few at a time: so the cache has them for check and scatter."""
+        """Copy ascending `rows` to `places` of the block. Few at a time, so that check and scatter are from cache."""
         piece = np.empty((PIECE_ROWS, self.width), dtype=block.dtype)
         for shard, which, inside in runs_by_shard(rows, self.store.first_rows):
             for first in range(0, len(inside), PIECE_ROWS):
