@@ -1,5 +1,6 @@
 """Building an index: resumable with the same bytes, in any number of blocks, and never half-written."""
 
+import errno
 import fcntl
 import os
 import signal
@@ -184,6 +185,21 @@ def test_a_disk_that_is_too_small_is_refused_before_any_block(
     with pytest.raises(FeatureIndexError, match=r"An index of 600 rows with about \d+ active latents each needs .* GB"):
         build(tmp_path / "out", table, codes)
     assert not list((tmp_path / "out").rglob("*.npy"))
+
+
+def test_a_disk_that_fills_up_is_an_error_from_which_the_build_goes_on(
+    table: Path, codes: np.ndarray, whole: FeatureIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for place in ("saekit.index.builder.shutil.copytree", "saekit.index.format.create_array"):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, full)
+            with pytest.raises(FeatureIndexError, match="is full"):
+                build(tmp_path / "out", table, codes)
+    build(tmp_path / "out", table, codes)
+    assert bytes_of(tmp_path / "out") == bytes_of(whole.path)
 
 
 def test_the_size_estimate_covers_what_a_build_uses(

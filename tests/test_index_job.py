@@ -7,17 +7,21 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from fake_backbones import FakeImages
 from indexes import dense
 from stores import make_tiny_store
 
 from saekit.autoencoders import Autoencoder, KLDivergence, Relu, SparseAutoencoder, SparseAutoencoderConfig, TopK
+from saekit.backbones import load_backbone
 from saekit.backbones.language import CausalLM
 from saekit.cli import main
 from saekit.errors import BackboneError, CheckpointError, ConfigError, StoreError
 from saekit.index import FeatureIndex
 from saekit.index.dictionary import dictionary_arrays, logit_lens, nearest_rows
+from saekit.inputs import Document
+from saekit.jobs.extract import extract
 from saekit.jobs.index import IndexConfig, build_index, find_checkpoint, run
 from saekit.store import ActivationStore
 
@@ -242,3 +246,23 @@ def test_a_run_with_one_checkpoint_stands_for_it_and_with_several_does_not(tmp_p
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match="neither a checkpoint nor a training run"):
         find_checkpoint(tmp_path / "empty")
+
+
+def test_the_command_loads_the_recorded_language_model_for_the_lens(tmp_path: Path) -> None:
+    backbone = load_backbone(tiny.make("llama", tmp_path / "llama"), device="cpu")
+    documents = [Document(id=f"d{i}", text=tiny.TEXT, label="text") for i in range(3)]
+    store = extract(backbone, documents, hook_points=["layers.0"], out=tmp_path / "acts", progress=False)
+    sae = SparseAutoencoder(SparseAutoencoderConfig(d_in=tiny.WIDTH, d_sae=D_SAE, sparsity=TopK(k=4)))
+    sae.save(tmp_path / "checkpoint", store.provenance("layers.0"))
+    config = IndexConfig(
+        checkpoint=tmp_path / "checkpoint", store=tmp_path / "acts", out=tmp_path / "index", device="cpu"
+    )
+    index = FeatureIndex.open(run(config))
+    assert index.meta["logit_lens_backbone"] == str(tmp_path / "llama")
+    lens = index.logits(5)
+    assert lens is not None
+    W_U, gain = backbone.unembedding()  # type: ignore[attr-defined]
+    logits = (sae.W_dec[5].detach() * (1 if gain is None else gain)) @ W_U
+    assert lens.promoted[0] == int(logits.argmax())
+    assert lens.suppressed[0] == int(logits.argmin())
+    assert "fires on" in repr(index[5])

@@ -6,12 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import indexes
 import numpy as np
 import pytest
 from indexes import BANK, DEAD, DENSE, EMOJI, RED_CORNER, SCRIPT, SPORT, VOCABULARY, dense, make_tiny_index
 
 from saekit.errors import FeatureIndexError
 from saekit.index import FeatureIndex, matches, queries
+from saekit.index.builder import IndexPlan, write_index
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +108,24 @@ def test_random_examples_are_seeded_distinct_documents_at_their_peaks(text: Feat
     assert len({example.document for example in first}) == 8
     peaks = {example.row for example in text.top_examples(SPORT, 1000)}
     assert {example.row for example in first} <= peaks
+
+
+def test_a_document_whose_windows_lie_apart_still_shows_once_at_its_peak(tmp_path: Path) -> None:
+    generator = np.random.default_rng(3)
+    together = indexes.tiny_examples("text", 20, generator)
+    apart = together[::2] + together[1::2]
+    codes = indexes.tiny_codes("text", apart, 8, generator)
+    indexes.write_examples(tmp_path / "examples", "text", apart)
+    plan = IndexPlan(d_sae=8, examples=tmp_path / "examples", meta={})
+    write_index(tmp_path / "index", plan, indexes.encode_dense(codes), dict, progress=False)
+    index = FeatureIndex.open(tmp_path / "index")
+    for feature in (BANK, DENSE):
+        found = index.top_examples(feature, 100)
+        stored = dense(index)[:, feature]
+        peaks = {document: stored[documents(index) == document].max() for document in range(20)}
+        assert {example.document: example.value for example in found} == {d: v for d, v in peaks.items() if v > 0}
+        assert len(found) == len({example.document for example in found})
+        assert index.stats["n_documents"][feature] == len(found)
 
 
 def test_a_dead_feature_has_no_examples_and_an_empty_histogram(text: FeatureIndex) -> None:

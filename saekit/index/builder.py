@@ -6,6 +6,7 @@ codes from every block (each block's part of a feature range is contiguous), wri
 build loses the block it was in; the merge is done over. `meta.json` comes last.
 """
 
+import errno
 import fcntl
 import os
 import shutil
@@ -77,7 +78,7 @@ def write_index(
     out = Path(out)
     if _is_finished(out, plan):
         return
-    with _claim(out, plan):
+    with _explain_full_disk(out), _claim(out, plan):
         examples = ExampleTable.open(plan.examples)
         if examples.n_rows > layout.MAX_ROWS:
             raise FeatureIndexError(f"{examples.n_rows} rows; an index holds at most {layout.MAX_ROWS}.")
@@ -100,6 +101,18 @@ def _is_finished(out: Path, plan: IndexPlan) -> bool:
         )
     shutil.rmtree(out / layout.PARTIAL, ignore_errors=True)
     return True
+
+
+@contextmanager
+def _explain_full_disk(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise FeatureIndexError(
+            f"The disk of {out} is full. What is finished is kept: free some space and run the same command again."
+        ) from error
 
 
 @contextmanager

@@ -4,6 +4,7 @@ A *code* is one nonzero latent of one row: the triple (row, feature, value). `n_
 """
 
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -99,11 +100,16 @@ def save_array(directory: str | Path, name: str, array: Shaped[np.ndarray, "..."
 
 
 def create_array(directory: str | Path, name: str, dtype: np.dtype, shape: tuple[int, ...]) -> np.memmap:
-    """An array on disk to be filled through memory mapping."""
+    """An array on disk to be filled through memory mapping. Raises `OSError` when the disk has no room for it."""
     path = array_path(directory, name)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
-    return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    # Without blocks of its own a mapped page kills the process (SIGBUS) when the disk fills up.
+    if hasattr(os, "posix_fallocate"):
+        with open(path, "r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array
 
 
 def map_array(directory: str | Path, name: str) -> Shaped[np.ndarray, "..."]:
