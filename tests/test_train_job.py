@@ -22,6 +22,7 @@ from saekit.metrics import fvu, l0
 from saekit.store import ActivationStore
 from saekit.training import FitConfig, FitResult, fit
 
+RECIPES = sorted((Path(__file__).parents[1] / "scripts/recipes").glob("*.py"))
 QUIET = FitConfig(lr=3e-3, progress=False, save_every=3, log_every=2)
 
 
@@ -252,3 +253,17 @@ def test_the_default_sparsity_needs_no_name() -> None:
     config = tyro.cli(TrainConfig, args=["--store", "acts", "--out", "run", "--d-sae", "64"])
     assert config.sparsity == TopK(k=32)
     assert config.fit.lr == "auto"
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_runs_its_smoke_test_and_says_what_it_needs(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = make_tiny_store(tmp_path / "acts", n_examples=20, d=48)
+    monkeypatch.syspath_prepend(recipe.parent)
+    module = importlib.import_module(recipe.stem)
+    module.main(module.Arguments(store=store.path, out=tmp_path / "run", smoke=True))
+    sae = load_autoencoder(tmp_path / "run/checkpoint")
+    assert isinstance(sae, SparseAutoencoder)
+    assert int(sae.n_tokens_seen) == 256
+    assert all(word in module.__doc__ for word in ("Command ", "Hardware ", "Minutes ", "Expected "))
