@@ -2,6 +2,8 @@
 
 import dataclasses
 import importlib
+import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -267,3 +269,15 @@ def test_every_recipe_runs_its_smoke_test_and_says_what_it_needs(
     assert isinstance(sae, SparseAutoencoder)
     assert int(sae.n_tokens_seen) == 256
     assert all(word in module.__doc__ for word in ("Command ", "Hardware ", "Minutes ", "Expected "))
+
+
+def test_the_files_of_a_run_are_those_of_the_formats_page(store: ActivationStore, tmp_path: Path) -> None:
+    page = (Path(__file__).parents[1] / "docs/formats.md").read_text(encoding="utf-8").split("## Training run")[1]
+    run(config_for(store, tmp_path / "run"))
+    names = {entry.name for entry in (tmp_path / "run").iterdir()}
+    pointer = json.loads((tmp_path / "run/run.json").read_text())
+    line = json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[0])
+    parts = {"reconstruction", "auxk"}
+    documented = set(re.findall(r"`([a-z_0-9.]+)/?`", page))
+    assert names | set(pointer) | set(line) - parts <= documented
+    assert (pointer["kind"], pointer["schema"], pointer["finished"]) == ("TrainingRun", 1, True)
