@@ -2,6 +2,7 @@
 
 import importlib
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -41,9 +42,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config, run = load_job(name, words[1:])
         run(config)
+        sys.stdout.flush()
     except SaekitError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # `saekit hooks MODEL | head`: the reader has what it wanted
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         print("Interrupted. What was finished is on disk; the same command goes on from there.", file=sys.stderr)
         return 130

@@ -82,11 +82,11 @@ def read_meta(
     """
     directory = Path(directory)
     if not directory.is_dir():
-        raise error(f"{directory} is not a directory; a {kind} is a directory with a meta.json.")
+        raise error(f"{directory} is not a directory; {_a(kind)} {kind} is a directory with a meta.json.")
     meta: Json = read_json(directory / "meta.json", error)
     found = meta.get("kind")
     if found != kind:
-        raise error(f"{directory} holds a {found!r}, not a {kind!r}.")
+        raise error(f"{directory} holds {_a(str(found))} {found!r}, not {_a(kind)} {kind!r}.")
     version = meta.get("schema")
     if not isinstance(version, int) or version < 1:
         raise error(f"{directory / 'meta.json'} has schema {version!r}; expected an integer from 1 to {schema}.")
@@ -185,6 +185,10 @@ def _dataclass_options(expected: Any) -> list[type]:
     if typing.get_origin(expected) is typing.Annotated:
         return _dataclass_options(typing.get_args(expected)[0])
     return []
+
+
+def _a(word: str) -> str:
+    return "an" if word[:1].upper() in "AEIOU" else "a"
 
 
 def _umask() -> int:

@@ -60,3 +60,9 @@ def test_an_interrupt_says_that_the_job_can_go_on(
     monkeypatch.setattr("saekit.cli.load_job", lambda name, words: (None, interrupted))
     assert main(["train"]) == 130
     assert "the same command goes on from there" in capsys.readouterr().err
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    command = f"{sys.executable} -m saekit explore --help | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert "Traceback" not in done.stderr

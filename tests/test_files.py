@@ -106,7 +106,7 @@ def test_meta_of_another_kind_or_a_newer_schema_is_refused(tmp_path: Path) -> No
     with pytest.raises(StoreError, match="is not a directory"):
         read_meta(tmp_path / "none", "ActivationStore", 1, StoreError)
     write_json(tmp_path / "meta.json", {"kind": "FeatureIndex", "schema": 1})
-    with pytest.raises(StoreError, match="holds a 'FeatureIndex', not a 'ActivationStore'"):
+    with pytest.raises(StoreError, match="holds a 'FeatureIndex', not an 'ActivationStore'"):
         read_meta(tmp_path, "ActivationStore", 1, StoreError)
     with pytest.raises(StoreError, match="schema 1; this saekit reads up to 0"):
         read_meta(tmp_path, "FeatureIndex", 0, StoreError)

@@ -83,13 +83,13 @@ RECIPES = {
         model="smollm2",
         hook_point="layers.15",
         source=demo_data.bbc_news,
-        n_tokens=400_000,
+        n_tokens=330_000,
         d_sae=9216,
         k=32,
-        n_training_tokens=2_000_000,
+        n_training_tokens=1_600_000,
         lr=8e-4,
         held_out_share=0.05,
-        n_evaluated=24,
+        n_evaluated=16,
     ),
     # Block 9 of 12: the last ones have collapsed onto saliency in these weights.
     "images": Recipe(
