@@ -223,7 +223,7 @@ def test_something_else_than_a_store_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="is not a directory"):
         ActivationStore.open(tmp_path / "nowhere")
     (tmp_path / "meta.json").write_text('{"kind": "FeatureIndex", "schema": 1}')
-    with pytest.raises(StoreError, match="holds a 'FeatureIndex', not a 'ActivationStore'"):
+    with pytest.raises(StoreError, match="holds a 'FeatureIndex', not an 'ActivationStore'"):
         ActivationStore.open(tmp_path)
 
 
