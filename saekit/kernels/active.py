@@ -21,14 +21,15 @@ _CLASSES_PER_K = 8
 def active_relu(
     centred: Float[Tensor, "batch d_in"], weights: Weights, max_density: float = 1.0
 ) -> SparseLatents | None:
-    """The positive pre-activations of centred inputs; None once more than `max_density` of all have turned up."""
+    """The positive pre-activations of centred inputs; None as soon as more than `max_density` of them seem to be."""
     b_enc = weights.b_enc.detach().numpy()
     found = _Found(len(centred))
     for start, block in _blocks(centred, weights):
         # Comparing with -b_enc instead of adding b_enc saves a pass over the product.
-        columns = slice(start, start + block.shape[1])
-        found.add(block, block > -b_enc[columns], start, b_enc[columns])
-        if found.n > max_density * len(centred) * len(b_enc):
+        entries, bias = block.numpy(), b_enc[start : start + block.shape[1]]
+        found.add(entries, entries > -bias, start, bias)
+        n_seen = len(centred) * max(start + len(bias), len(b_enc) // 4)
+        if found.n > max_density * n_seen:
             return None
     return found.by_row()
 
@@ -41,16 +42,21 @@ def active_topk(centred: Float[Tensor, "batch d_in"], weights: Weights, k: int) 
     """
     b_enc = weights.b_enc.detach()
     found = _Found(len(centred))
-    least = np.finfo(b_enc.numpy().dtype).smallest_subnormal
+    maxima = np.empty((len(centred), 0), b_enc.numpy().dtype)
+    least = np.finfo(maxima.dtype).smallest_subnormal
     bound = np.full((len(centred), 1), least)
-    maxima = centred.new_empty((len(centred), 0))
-    for start, block in _blocks(centred, weights):
-        block += b_enc[start : start + block.shape[1]].numpy()
-        maxima = torch.cat([maxima, _class_maxima(block, _CLASSES_PER_K * k)], dim=1)
-        if maxima.shape[1] >= k:
-            maxima = maxima.topk(k, dim=1).values
-            bound = np.maximum(maxima[:, -1:].numpy(), least)
-        found.add(block, block >= bound, start)
+    next_update = 0
+    for i, (start, block) in enumerate(_blocks(centred, weights), start=1):
+        block.add_(b_enc[start : start + block.shape[1]])
+        if i > next_update:
+            # Blocks 1, 2, 4, 8 ...: by then a new bound is worth its cost.
+            next_update = 2 * i - 1
+            maxima = np.concatenate([maxima, _class_maxima(block, _CLASSES_PER_K * k)], axis=1)
+            if maxima.shape[1] >= k:
+                maxima = np.partition(maxima, -k, axis=1)[:, -k:]
+                bound = np.maximum(maxima[:, :1], least)
+        entries = block.numpy()
+        found.add(entries, entries >= bound, start)
     return _largest(found.by_row(), torch.from_numpy(bound), k)
 
 
@@ -59,7 +65,7 @@ def sort_stably(keys: np.ndarray, n_keys: int) -> np.ndarray:
     return np.argsort(keys.astype(np.uint16) if n_keys <= 1 << 16 else keys, kind="stable")
 
 
-def _blocks(centred: Tensor, weights: Weights) -> Iterator[tuple[int, np.ndarray]]:
+def _blocks(centred: Tensor, weights: Weights) -> Iterator[tuple[int, Tensor]]:
     """The product of centred inputs with W_enc, without bias, by blocks of columns; each overwrites the last."""
     W_enc_T = weights.W_enc_T.detach()
     n_rows, d_sae = len(centred), len(W_enc_T)
@@ -69,15 +75,15 @@ def _blocks(centred: Tensor, weights: Weights) -> Iterator[tuple[int, np.ndarray
         columns = W_enc_T[start : start + width]
         block = memory[: n_rows * len(columns)].view(n_rows, len(columns))
         torch.mm(centred, columns.T, out=block)
-        yield start, block.numpy()
+        yield start, block
 
 
-def _class_maxima(block: np.ndarray, n_classes: int) -> Tensor:
+def _class_maxima(block: Tensor, n_classes: int) -> np.ndarray:
     """Maxima of the columns that leave the same remainder by `n_classes`; a ragged end belongs to no class."""
     n_classes = min(n_classes, block.shape[1])
     n_whole = block.shape[1] // n_classes
-    whole = torch.from_numpy(block)[:, : n_whole * n_classes]
-    return whole.unflatten(1, (n_whole, n_classes)).amax(1)
+    maxima: np.ndarray = block[:, : n_whole * n_classes].unflatten(1, (n_whole, n_classes)).amax(1).numpy()
+    return maxima
 
 
 class _Found:

@@ -14,7 +14,7 @@ from saekit.kernels.types import SparseLatents, Step, Weights
 
 Path = Literal["auto", "dense", "sparse"]
 
-MAX_DENSITY = 0.04
+MAX_DENSITY = 0.05
 """Share of active entries above which dense products are the faster ones; see scripts/bench_step.py."""
 
 _logger = logging.getLogger("saekit.kernels")
