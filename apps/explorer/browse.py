@@ -128,33 +128,44 @@ def sort_columns(index: FeatureIndex) -> dict[str, str]:
 def promise(index: FeatureIndex) -> Float[np.ndarray, " d_sae"]:
     """How likely a feature is to make sense at once; only the order means something. Dead features have -inf.
 
-    In favour: strong activations, a low entropy over tokens and classes, a direction of its own, a density between too
-    few examples and everywhere, a top token that is a word. Against: a peak far above the rest (attention sinks).
+    In favour: strong activations, a low entropy over tokens, one class, a direction of its own, a density between too
+    few examples and everywhere, a top token that is a rare word. Against: what attention sinks look like, that is a
+    peak far above the median, and always the same positions.
     """
     stats = {name: np.asarray(column, dtype=np.float64) for name, column in index.stats.items()}
     density = stats["density"]
     with np.errstate(divide="ignore", invalid="ignore"):
-        strength = np.log(stats["q90"] / np.nanmedian(np.append(stats["q90"], 1.0)))
-        outlier = np.log(stats["max"] / stats["q90"])
-        rare = np.maximum(0, np.log10(max(30 / max(index.n_rows, 1), 1e-5) / density))
-        dense = np.maximum(0, np.log10(density / 0.01))
+        strength = np.clip(np.log(stats["q90"] / np.nanmedian(np.append(stats["q90"], 1.0))), -2, 1.5)
+        outlier = np.log(stats["max"] / stats["q50"])
+        rare = np.log10(max(30 / max(index.n_rows, 1), 1e-5) / density)
+        dense = np.log10(density / 0.01)
         lift = np.log(stats["top_label_lift"]) if "top_label_lift" in stats else np.zeros(index.d_sae)
-    entropy = stats.get("token_entropy", np.zeros(index.d_sae))
-    score = (
-        np.nan_to_num(strength)
-        - np.nan_to_num(np.maximum(0, outlier - 1))
-        - np.nan_to_num(3 * rare + 3 * dense, posinf=0.0)
-        + np.nan_to_num(0.4 * lift)
-        - np.nan_to_num(0.25 * entropy)
-        - np.clip(np.nan_to_num(stats["nearest_cosine"]), 0, 1)
-    )
-    if "top_token" in stats and index.examples.vocabulary is not None:
-        tokens, which = np.unique(index.stats["top_token"], return_inverse=True)
-        is_word = [
-            token >= 0 and sum(map(str.isalpha, index.examples.token_text(token))) > 3 for token in tokens.tolist()
-        ]
-        score -= np.where(np.array(is_word)[which], 0.0, 2.0)
+    penalties = [
+        2 * np.maximum(0, outlier - 2),
+        3 * np.maximum(0, rare),
+        3 * np.maximum(0, dense),
+        0.25 * stats.get("token_entropy", np.zeros(index.d_sae)),
+        np.clip(stats["nearest_cosine"], 0, 1),
+    ]
+    if index.kind == "text":
+        # Images have no reading order: a feature of one corner is a fine feature.
+        penalties.append(2 * np.maximum(0, np.abs(stats["position_bias"]) - 0.7))
+        penalties.append(_plainness(index))
+    score = np.nan_to_num(strength) + 0.4 * np.nan_to_num(lift) - np.nan_to_num(sum(penalties), posinf=9.0)
     return np.where(density > 0, score, -np.inf)
+
+
+def _plainness(index: FeatureIndex) -> Float[np.ndarray, " d_sae"]:
+    """How little a feature's top token says: 2 for what is no word, up to 2 more for what the texts are full of."""
+    tokens, which = np.unique(index.stats["top_token"], return_inverse=True)
+    counts = np.diff(index.array("tokens/offsets"))
+    plain = np.zeros(len(tokens))
+    for i, token in enumerate(tokens.tolist()):
+        if token < 0 or index.examples.vocabulary is None:
+            continue
+        n_letters = sum(map(str.isalpha, index.examples.token_text(token)))
+        plain[i] = 2.0 * (n_letters < 4) + min(2.0, 500 * counts[token] / index.n_rows)
+    return plain[which]
 
 
 def entropy_column(index: FeatureIndex) -> str | None:

@@ -34,14 +34,21 @@ def decode_tokens(vocabulary: Sequence[bytes], token_ids: Iterable[int]) -> list
     """The text of every token. A character spread over several tokens is shown on the one that completes it."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     words: list[str] = []
+    is_waiting = False
     for token in token_ids:
         piece = vocabulary[token] if token < len(vocabulary) else b"?"
-        if piece and piece[0] & 0xC0 != 0x80:
+        if is_waiting and piece and piece[0] & 0xC0 != 0x80:
             # A new character begins: bytes that wait for their end will not get it, and belong to the token before.
-            unfinished = decoder.decode(b"", final=True)
-            if unfinished:
-                words[-1] += unfinished
+            words[-1] += decoder.decode(b"", final=True)
+            is_waiting = False
+        if not is_waiting:
+            try:
+                words.append(piece.decode())
+                continue
+            except UnicodeDecodeError:
+                pass
         words.append(decoder.decode(piece))
+        is_waiting = bool(decoder.getstate()[0])
     if words:
         words[-1] += decoder.decode(b"", final=True)
     return words
@@ -253,8 +260,8 @@ def text_example(index: FeatureIndex, example: FeatureExample, strings: dict[str
     last = min(len(record.token_ids), example.position + MAX_REACH + 1)
     words = decode_tokens(index.examples.vocabulary or [], record.token_ids[first:last].tolist())
     acts = [
-        [int(position) - first, round(float(value), 4)]
-        for position, value in zip(example.positions, example.values, strict=True)
+        [position - first, round(value, 4)]
+        for position, value in zip(example.positions.tolist(), example.values.tolist(), strict=True)
         if first <= position < last
     ]
     return {
@@ -301,7 +308,9 @@ def image_example(index: FeatureIndex, example: FeatureExample) -> Json:
 
 def examples(index: FeatureIndex, feature: int) -> Json:
     """Everything that the examples panel can show, so that choosing among it needs no server."""
-    banded = index.quantile_examples(feature, n_bands=N_BANDS, per_band=PER_BAND)
+    # No document is shown twice, so a few documents have to be shared among the bands.
+    per_band = max(1, min(PER_BAND, int(index.stats["n_documents"][feature]) // N_BANDS))
+    banded = index.quantile_examples(feature, n_bands=N_BANDS, per_band=per_band)
     unit = "tokens" if index.kind == "text" else "patches"
     groups: list[tuple[str, str, str, list[FeatureExample]]] = [
         ("top", "Top", "The highest activations, one per document.", index.top_examples(feature, n=N_TOP))

@@ -44,20 +44,19 @@ def render(index: FeatureIndex) -> None:
     first = (int(page) - 1) * PAGE_SIZE
     shown = found.features[first : first + PAGE_SIZE]
     score = None if found.score is None else found.score[first : first + PAGE_SIZE]
-    sort = "density" if browse.sort == "best" and found.score is None else browse.sort
     result = components.show(
         "table",
         {
             "columns": widgets.table_columns(index, found.score is not None),
             "rows": widgets.table_rows(index, shown, score),
-            "sort": sort,
+            "sort": browse.sort,
             "ascending": browse.ascending,
             "first": first,
             "page": int(page),
             "page_size": PAGE_SIZE,
             "total": n,
             "list": browse.to_query(),
-            "caption": f"{n:,} features, sorted by {sort}",
+            "caption": f"{n:,} features, sorted by {browse.sort}",
         },
         triggers=("open", "sort", "page", "address"),
         on={"sort": lambda: _sort_by(index), "page": _turn_page, "address": lambda: _moved(index)},
