@@ -93,7 +93,8 @@ def main() -> None:
         print(
             f"loader: {speed:,.0f} rows/s ({gigabytes:.2f} GB/s), width {arguments.width} bf16, batch "
             f"{arguments.batch_size}, {store.n_rows:,} rows, {'cold' if arguments.cold else 'page cache'}; sequential "
-            f"copy {copy:,.0f} rows/s; ratio {speed / copy:.2f}; {statistics.median(cpu_speeds):,.0f} rows per CPU second"
+            f"copy {copy:,.0f} rows/s; ratio {speed / copy:.2f}; "
+            f"{statistics.median(cpu_speeds):,.0f} rows per CPU second"
         )
 
 

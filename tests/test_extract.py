@@ -207,8 +207,8 @@ def test_a_nan_names_hook_point_example_and_position_and_leaves_nothing(tmp_path
 def test_an_overflow_names_the_value_and_the_fix(tmp_path: Path) -> None:
     inputs = [Document(id="fine", text="all is well"), Document(id="loud", text="a LOUD text")]
     with pytest.raises(InputError, match=r"layers.0 has the value 1e\+06 \(example 'loud', position 2\).*bf16"):
-        extract(FakeText(), inputs, out=tmp_path / "s", storage_dtype="fp16", max_norm_ratio=0, **SETTINGS)
-    settings = {**SETTINGS, "max_norm_ratio": 0}
+        extract(FakeText(), inputs, out=tmp_path / "s", storage_dtype="fp16", max_norm_ratio=0.0, **SETTINGS)
+    settings = {**SETTINGS, "max_norm_ratio": 0.0}
     assert extract(FakeText(), inputs, out=tmp_path / "s", storage_dtype="bf16", **settings).n_examples == 2
 
 
@@ -254,7 +254,7 @@ def test_the_estimate_is_near_the_truth(tmp_path: Path) -> None:
 
 def test_the_norm_report_finds_the_huge_rows(tmp_path: Path) -> None:
     inputs = [*documents(), Document(id="loud", text="a LOUD text")]
-    store = extract(FakeText(), inputs, out=tmp_path / "s", max_norm_ratio=0, **SETTINGS)
+    store = extract(FakeText(), inputs, out=tmp_path / "s", max_norm_ratio=0.0, **SETTINGS)
     assert store.meta["dropped"] is None
     norms = store.meta["hook_points"]["layers.0"]["norms"]
     rows = store.rows(0, store.n_rows, "layers.0").double().norm(dim=1)
@@ -269,7 +269,7 @@ def test_the_norm_report_finds_the_huge_rows(tmp_path: Path) -> None:
 
 def test_rows_of_huge_norm_are_left_out_and_counted(tmp_path: Path) -> None:
     inputs = [*documents(), Document(id="loud", text="a LOUD text"), *documents(3)]
-    everything = extract(FakeText(), inputs, out=tmp_path / "all", max_norm_ratio=0, **SETTINGS)
+    everything = extract(FakeText(), inputs, out=tmp_path / "all", max_norm_ratio=0.0, **SETTINGS)
     store = extract(FakeText(), inputs, out=tmp_path / "s", **SETTINGS)
     assert store.n_rows == everything.n_rows - 1
     assert store.n_examples == everything.n_examples

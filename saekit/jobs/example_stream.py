@@ -52,9 +52,12 @@ class ExampleStream:
         self._waiting: deque[tuple[str, str, SkipLog]] = deque()
         self._n_inputs, self._n_of_last, self._hash = 0, 0, ""
         self._last: str | None = None
+        self._is_end = False
         self.skipped = SkipLog() if state is None else SkipLog.from_json(state["skipped"])
 
     def __iter__(self) -> Iterator[Example]:
+        if self._from and self._from["is_end"]:
+            return
         n_done = self._go_on() if self._from else 0
         for example in self._backbone.examples(self._watched(), self._options, self._model_log):
             while example.document != self._last:
@@ -69,6 +72,8 @@ class ExampleStream:
             self._begin_next()
         self.skipped.merge(self._model_log.take())
         self.skipped.merge(self._reader_log.take())
+        # From here on the log has what follows the last example: going on from it must not count that again.
+        self._is_end = True
 
     def state(self) -> dict[str, Any]:
         """The cursor after the example that was yielded last."""
@@ -78,6 +83,7 @@ class ExampleStream:
             "n_inputs": self._n_inputs,
             "n_of_last": self._n_of_last,
             "inputs_hash": self._hash,
+            "is_end": self._is_end,
             "skipped": self.skipped.to_json(),
         }
 
