@@ -9,11 +9,29 @@ from pathlib import Path
 import indexes
 import numpy as np
 import pytest
-from indexes import BANK, DEAD, DENSE, EMOJI, RED_CORNER, SCRIPT, SPORT, VOCABULARY, dense, make_tiny_index
+import torch
+from indexes import (
+    BANK,
+    D_IN,
+    DEAD,
+    DENSE,
+    EMOJI,
+    RED_CORNER,
+    SCRIPT,
+    SPORT,
+    VOCABULARY,
+    dense,
+    encode_dense,
+    make_tiny_index,
+    tiny_meta,
+    write_examples,
+)
 
 from saekit.errors import FeatureIndexError
 from saekit.index import FeatureIndex, matches, queries
 from saekit.index.builder import IndexPlan, write_index
+from saekit.index.dictionary import dictionary_arrays
+from saekit.store import Example
 
 
 @pytest.fixture(scope="module")
@@ -327,3 +345,21 @@ def test_a_moved_index_still_opens_and_verifies(text: FeatureIndex, tmp_path: Pa
     shutil.copytree(text.path, tmp_path / "elsewhere")
     moved = FeatureIndex.open(tmp_path / "elsewhere", verify=True)
     assert [example.row for example in moved.top_examples(BANK)] == [example.row for example in text.top_examples(BANK)]
+
+
+def test_copies_of_one_passage_are_shown_once_among_the_top(tmp_path: Path) -> None:
+    passage = np.array([0, 13, 2, 3, 4, 5, 13, 2, 3, 1, 4], dtype=np.int32)  # the peak is the " bank" at position 9
+    other = np.array([0, 13, 2, 3, 4, 5, 13, 2, 4, 1, 4], dtype=np.int32)
+    examples = [
+        Example(document=f"doc{i}", kept=np.arange(1, 11, dtype=np.int32), token_ids=ids)
+        for i, ids in enumerate([passage, passage, other, passage])
+    ]
+    table = tmp_path / "examples"
+    write_examples(table, "text", examples)
+    codes = np.zeros((40, 4), dtype=np.float32)
+    codes[[8, 18, 28, 38], 0] = [1.0, 4.0, 2.0, 3.0]
+    plan = IndexPlan(d_sae=4, examples=table, meta=tiny_meta("text", 4))
+    arrays = dictionary_arrays(torch.randn(D_IN, 4), torch.randn(4, D_IN), None)
+    write_index(tmp_path / "index", plan, encode_dense(codes), lambda: arrays, progress=False)
+    found = FeatureIndex.open(tmp_path / "index").top_examples(0, 4)
+    assert [example.example for example in found] == [1, 2]

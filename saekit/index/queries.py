@@ -14,13 +14,16 @@ from saekit.index.results import Activations, Coactivation, FeatureExample
 if TYPE_CHECKING:
     from saekit.index.reader import FeatureIndex
 
+COPY_TOKENS = 8
+"""Examples that agree in the peak's token and the seven before it are copies of one passage."""
+
 MAX_COACTIVATION_ROWS = 20_000
 """Rows of a feature that `coactivating` looks at; the standard error of a share it gives is then below 0.004."""
 
 
 def top_examples(index: "FeatureIndex", firings: Firings, n: int) -> list[FeatureExample]:
-    """The documents with the highest peaks, highest first."""
-    return _as_examples(index, firings, firings.peaks[:n])
+    """The documents with the highest peaks, highest first; of documents that copy each other there, the first."""
+    return _as_examples(index, firings, _without_copies(index, firings, n))
 
 
 def random_examples(index: "FeatureIndex", firings: Firings, n: int, seed: int) -> list[FeatureExample]:
@@ -90,6 +93,30 @@ def coactivating(index: "FeatureIndex", activations: Activations, feature: int, 
     jaccard = estimated / (n_active + n_other - estimated)
     order = np.lexsort((found, -jaccard))[:n]
     return Coactivation(found[order], jaccard[order], share[order], (estimated / n_other)[order], len(rows))
+
+
+def _without_copies(index: "FeatureIndex", firings: Firings, n: int) -> Integer[np.ndarray, " n_chosen"]:
+    """The first `n` peaks whose token and the ones just before it were not shown yet.
+
+    News agencies, licences and boilerplate put the same passage into many documents, and a list of the strongest
+    examples would show little else.
+    """
+    peaks = firings.peaks
+    if index.kind != "text":
+        return peaks[:n]
+    seen: set[bytes] = set()
+    chosen = []
+    for peak in peaks.tolist():
+        row = int(firings.rows[peak])
+        end = int(index.row_position[row]) + 1
+        passage = index.examples.token_ids(int(index.row_example[row]))[max(0, end - COPY_TOKENS) : end]
+        # Too little stands before the first tokens of a window to call it a copy.
+        if end < COPY_TOKENS or passage.tobytes() not in seen:
+            seen.add(passage.tobytes())
+            chosen.append(peak)
+            if len(chosen) == n:
+                break
+    return np.array(chosen, dtype=peaks.dtype)
 
 
 def _as_examples(
