@@ -4,6 +4,11 @@ import csv
 import io
 import json
 import math
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
@@ -275,3 +280,19 @@ def test_a_taken_port_is_named_with_the_next_one(tmp_path: Path) -> None:
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=f"--port {port + 1}"):
             run(ExploreConfig(index=index.path, port=port, host="127.0.0.1", open_browser=False))
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_stopping_the_job_stops_the_server(tmp_path: Path, stop: signal.Signals) -> None:
+    index = make_tiny_index(tmp_path / "index")
+    command = [sys.executable, "-m", "saekit", "explore", str(index.path), "--port", "0", "--no-open-browser"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        assert process.stdout is not None
+        url = next(line for line in process.stdout if "Explorer: " in line).split()[1]
+        assert url.startswith("http://localhost:")
+        with urllib.request.urlopen(f"{url}/_stcore/health") as answer:
+            assert answer.status == 200
+        process.send_signal(stop)
+        assert process.wait(timeout=60) == 0
+    with pytest.raises(urllib.error.URLError):
+        urllib.request.urlopen(f"{url}/_stcore/health", timeout=5)

@@ -57,6 +57,8 @@ def run(config: ExploreConfig) -> Path:
             print(f"Anybody who reaches {config.host}:{config.port} can read this index and run the model.", flush=True)
         if config.open_browser:
             webbrowser.open(url)
+        # A plain kill has to stop the child too, so it ends the wait as Ctrl-C does.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             code = process.wait()
         except KeyboardInterrupt:

@@ -86,7 +86,7 @@ export default function (component) {
     refill(root, 
       h("h2", {}, "Examples"),
       toolbar,
-      h("p", { class: "muted small note" }, group.note),
+      h("p", { class: "muted small note" }, group.note, isText ? null : ` One colour scale for all: 0 to ${number(data.max)}.`),
       items.length ? h("ol", { class: isText ? "texts" : "tiles" }, items)
         : h("p", { class: "empty" }, data.n_active ? "No examples in this band." : "This feature is silent on every token of the index."));
   }
