@@ -196,6 +196,12 @@ def test_density_filters_keep_what_lies_between(text: FeatureIndex) -> None:
     assert sorted(found.tolist()) == np.flatnonzero(density >= 0.1).tolist()
 
 
+@pytest.mark.parametrize(("q", "looked_up"), [("the", {"the", " The"}), (" the", {" The"}), ("BANK", {" bank"})])
+def test_a_search_means_whole_tokens_where_there_are_some(text: FeatureIndex, q: str, looked_up: set[str]) -> None:
+    note = list_features(text, Browse(q=q)).note
+    assert set(note.removeprefix("Tokens: ").replace("“", "").replace("”", "").split(", ")) == looked_up
+
+
 def test_a_search_that_finds_nothing_says_what_it_looked_for(text: FeatureIndex) -> None:
     found = list_features(text, Browse(q="zzz"))
     assert len(found.features) == 0

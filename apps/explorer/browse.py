@@ -212,10 +212,9 @@ def _search(index: FeatureIndex, browse: Browse) -> tuple[Float[np.ndarray, " d_
         tokens = index.search_tokens(browse.q) if index.kind == "text" else []
         wanted = browse.q.casefold()
         strings = {token: index.examples.token_text(token) for token in tokens}
-        exact_tokens = [token for token in tokens if strings[token].casefold() == wanted]
-        exact_tokens = exact_tokens or [
-            token for token in tokens if strings[token].strip().casefold() == wanted.strip()
-        ]
+        # "bank" also means " bank"; a space typed on purpose means itself.
+        shape = str.casefold if wanted != wanted.strip() else lambda text: text.strip().casefold()
+        exact_tokens = [token for token in tokens if shape(strings[token]) == shape(browse.q)]
         looked_up = (exact_tokens or tokens)[:MAX_TOKENS]
         found = [index.features_of_token(token, n=MATCHES_PER_KEY) for token in looked_up]
         shown = ", ".join(f"“{strings[token]}”" for token in looked_up[:8])

@@ -31,7 +31,7 @@ export default function (component) {
       const lead = shown.trim() ? shown.match(/^ */)[0] : "";
       line.append(lead);
       const mark = h("mark", {
-        class: i === example.peak ? "peak" : "", style: { "--share": `${Math.round(8 + 57 * Math.min(1, value / data.max))}%` },
+        class: i === example.peak ? "peak" : "", style: { "--share": `${Math.round(8 + 42 * Math.min(1, value / data.max))}%` },
         "aria-label": `${words[i].trim() || visible(words[i])}, activation ${number(value)}${i === example.peak ? ", the peak" : ""}`,
         "data-value": value, "data-token": words[i],
       }, shown.slice(lead.length) || "·");

@@ -42,7 +42,7 @@ export default function (component) {
       const kept = data.read[i];
       return h("button", {
         class: `tok${on ? " on" : ""}${kept ? "" : " dropped"}`, "data-focus": `tok-${i}`, "aria-pressed": String(on),
-        style: { "--share": `${Math.round(65 * Math.max(0, Math.min(1, (value ?? 0) / paint.scale)))}%` },
+        style: { "--share": `${Math.round(50 * Math.max(0, Math.min(1, (value ?? 0) / paint.scale)))}%` },
         "aria-label": `${token.trim() || visible(token)}, ${paint.name} ${paint.show(value ?? 0)}`,
         "data-tip": `${visible(token)}  ${kept ? `${paint.name} ${paint.show(value ?? 0)}` : "not read by the dictionary"}${kept && data.error && view.paint !== "error" ? `\nerror (FVU) ${percent(data.error[i])}` : ""}`,
         onclick: () => set({ at: on ? null : i }),
