@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from saekit.errors import ConfigError
-from saekit.kernels import StepChooser, Weights, active, cpu, dense, reference
+from saekit.kernels import StepChooser, Weights, active, cpu, dense, reference, row_dots
 from saekit.kernels.buffers import GradientBuffers
 
 D_IN, D_SAE, N_ROWS = 12, 300, 40
@@ -249,6 +249,12 @@ def test_what_the_sparse_step_cannot_do_is_dense_by_choice_and_an_error_by_force
     (found,) = torch.autograd.grad(StepChooser().relu_step(x, weights, False).reconstruction, x)
     (expected,) = torch.autograd.grad(dense_relu(x, weights, False).reconstruction, x)
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_row_dots_are_the_dot_products_of_rows(dtype):
+    a, b = make_batch(30, 8).to(dtype), make_weights(8, 30).W_dec.detach().to(dtype)
+    torch.testing.assert_close(row_dots(a, b), (a * b).sum(1))
 
 
 def test_a_copied_chooser_shares_no_memory():

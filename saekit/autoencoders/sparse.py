@@ -19,7 +19,6 @@ from saekit.errors import ConfigError, InputError
 from saekit.kernels import SparseLatents, StepChooser, Weights
 
 _ENCODE_ROWS = 2048
-_SLAB_ENTRIES = 1 << 19
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,8 +198,7 @@ class SparseAutoencoder(Autoencoder):
         gradient = self.W_dec.grad
         if self.decoder_is_free or gradient is None:
             return
-        for rows, of_rows in zip(self._slabs(self.W_dec), self._slabs(gradient), strict=True):
-            of_rows.addcmul_(rows, torch.linalg.vecdot(of_rows, rows)[:, None], value=-1)
+        gradient.addcmul_(self.W_dec, kernels.row_dots(gradient, self.W_dec)[:, None], value=-1)
 
     @torch.no_grad()
     def project_(self) -> None:
@@ -209,8 +207,7 @@ class SparseAutoencoder(Autoencoder):
         self.chooser.buffers.keep(self.W_enc_T.grad)
         self.chooser.buffers.keep(self.W_dec.grad)
         if not self.decoder_is_free:
-            for rows in self._slabs(self.W_dec):
-                rows.div_(torch.linalg.vector_norm(rows, dim=1, keepdim=True))
+            self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True))
 
     def extra_repr(self) -> str:
         return f"d_in={self.config.d_in}, d_sae={self.config.d_sae}"
@@ -231,12 +228,6 @@ class SparseAutoencoder(Autoencoder):
 
     def _denormalize(self, x: Tensor) -> Tensor:
         return x / self.input_scale + self.input_mean
-
-    def _slabs(self, matrix: Tensor) -> tuple[Tensor, ...]:
-        """Rows of a `[d_sae d_in]` matrix in parts that fit a CPU's cache, so that two passes over one cost one."""
-        if matrix.device.type != "cpu":
-            return (matrix,)
-        return matrix.split(max(1, _SLAB_ENTRIES // self.config.d_in))
 
     def _pre_activations(self, x: Tensor) -> Tensor:
         return torch.addmm(self.b_enc, self._normalize(x) - self.b_dec, self.W_enc)

@@ -1,6 +1,6 @@
 """The training step of a sparse autoencoder: a dense reference, an exact sparse one, and the choice between them."""
 
-from saekit.kernels.chooser import Path, StepChooser, active_relu, active_topk
+from saekit.kernels.chooser import Path, StepChooser, active_relu, active_topk, row_dots
 from saekit.kernels.dense import pre_activations
 from saekit.kernels.reference import topk_latents
 from saekit.kernels.types import SparseLatents, Step, Weights
@@ -14,5 +14,6 @@ __all__ = [
     "active_relu",
     "active_topk",
     "pre_activations",
+    "row_dots",
     "topk_latents",
 ]

@@ -83,6 +83,13 @@ def active_topk(centred: Float[Tensor, "batch d_in"], weights: Weights, k: int) 
     return None if _obstacle(centred, weights) else active.active_topk(centred, weights, k)
 
 
+def row_dots(a: Float[Tensor, "rows width"], b: Float[Tensor, "rows width"]) -> Float[Tensor, " rows"]:
+    """The dot product of each row of `a` with the same row of `b`."""
+    if a.device.type == "cpu" and a.dtype == b.dtype and a.dtype in (torch.float32, torch.float64):
+        return cpu.row_dots(a, b)
+    return torch.linalg.vecdot(a, b)
+
+
 def _obstacle(x: Tensor, weights: Weights) -> str:
     """Why the CPU's sparse code cannot serve these tensors; empty if it can."""
     if any(tensor.device.type != "cpu" for tensor in (x, *weights)):

@@ -52,6 +52,14 @@ def topk_step(
     return Step(reconstruction, auxk, x_hat, active, _n_fired(active, weights))
 
 
+def row_dots(a: Float[Tensor, "rows width"], b: Float[Tensor, "rows width"]) -> Float[Tensor, " rows"]:
+    """The dot product of each row of `a` with the same row of `b`, without their product as a temporary."""
+    n = torch.arange(len(a) + 1, dtype=torch.int32)
+    _take_the_notice_that_csr_is_in_beta()
+    diagonal = torch.sparse_csr_tensor(n, n[:-1], a.new_zeros(len(a)), (len(a), len(a)), check_invariants=False)
+    return torch.sparse.sampled_addmm(diagonal, a, b.T, beta=0.0).values()
+
+
 class _ReluStep(torch.autograd.Function):
     @staticmethod
     def forward(
