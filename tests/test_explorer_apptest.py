@@ -112,7 +112,7 @@ def test_an_address_with_nonsense_shows_the_defaults(text_index: FeatureIndex) -
     data = payload(
         open_page("features", sort="'; drop table", by="x", density="7", page="-3", alive="perhaps"), "table"
     )
-    assert data["sort"] == "density"
+    assert data["sort"] == "best"
     assert data["page"] == 1
 
 

@@ -20,7 +20,7 @@ from indexes import BANK, CAT, DEAD, DENSE, EMOJI, GRID, RED_CORNER, SCRIPT, mak
 
 from saekit.errors import ConfigError, FeatureIndexError
 from saekit.index import FeatureIndex
-from saekit_explorer import components, encoded, overview_data, widgets
+from saekit_explorer import components, encoded, overview_data, table, widgets
 from saekit_explorer.browse import DENSITY_STOPS, Browse, list_features, sort_columns
 
 
@@ -48,7 +48,7 @@ def test_every_feature_renders_to_strict_json(kind: str, request: pytest.Fixture
         parts = [widgets.examples(index, feature), widgets.side(index, feature)]
         parts.append(widgets.head(index, feature, Browse(), listing))
         assert all(strict_json(part) for part in parts)
-    assert strict_json(widgets.table_rows(index, listing.features, None))
+    assert strict_json(table.table_rows(index, listing.features, None))
     assert strict_json(overview_data.overview(index))
     assert strict_json(encoded.payload(index, encoded.from_index(index, 0)))
 
@@ -142,7 +142,7 @@ def test_flags_of_dead_dense_and_duplicate_features(text: FeatureIndex) -> None:
 def test_the_csv_quotes_markup_and_defuses_formulas(tmp_path: Path) -> None:
     index = make_tiny_index(tmp_path / "index")
     index.annotations.set(BANK, label='=HYPERLINK("x")', tags=["a", "b"], note='say "hi", <b>\nnow')
-    text = widgets.to_csv(index, list_features(index, Browse()))
+    text = table.to_csv(index, list_features(index, Browse()))
     rows = {row["feature"]: row for row in csv.DictReader(io.StringIO(text))}
     assert len(rows) == index.d_sae - 1
     assert rows[str(BANK)]["label"] == '\'=HYPERLINK("x")'

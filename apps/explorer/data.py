@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import streamlit as st
 
 from saekit.index import FeatureIndex
-from saekit_explorer import overview_data, widgets
+from saekit_explorer import overview_data, table, widgets
 from saekit_explorer.browse import Browse, Listing, list_features
 from saekit_explorer.encoded import Encoded
 from saekit_explorer.settings import index_path, read_settings
@@ -86,7 +86,7 @@ def _overview(_index: FeatureIndex, stamp: str, annotations: int) -> dict[str, A
 
 def csv(index: FeatureIndex, browse: Browse) -> str:
     """The whole list as CSV; made when somebody asks for it."""
-    return widgets.to_csv(index, listing(index, browse))
+    return table.to_csv(index, listing(index, browse))
 
 
 def current_browse() -> Browse:

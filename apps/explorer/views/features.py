@@ -5,7 +5,7 @@ import math
 import streamlit as st
 
 from saekit.index import FeatureIndex
-from saekit_explorer import components, data, widgets
+from saekit_explorer import components, data, table
 from saekit_explorer.browse import DENSITY_STOPS, Browse, sort_columns
 from saekit_explorer.navigation import open_feature
 
@@ -47,8 +47,8 @@ def render(index: FeatureIndex) -> None:
     result = components.show(
         "table",
         {
-            "columns": widgets.table_columns(index, found.score is not None),
-            "rows": widgets.table_rows(index, shown, score),
+            "columns": table.table_columns(index, found.score is not None),
+            "rows": table.table_rows(index, shown, score),
             "sort": browse.sort,
             "ascending": browse.ascending,
             "first": first,
