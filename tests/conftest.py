@@ -8,7 +8,7 @@ import pytest
 
 @pytest.fixture(autouse=True, scope="session")
 def _no_waiting_for_the_disk() -> Iterator[None]:
-    """No test cuts the power, and waiting for the platter takes longer than most tests. Killed processes need no fsync."""
+    """No test cuts the power, and the disk takes longer than most tests. Killed processes need no fsync."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda handle: None)
         yield

