@@ -96,6 +96,7 @@ def test_an_index_says_what_it_was_made_from(store: ActivationStore, tmp_path: P
         "path": str(store.path.absolute()),
         "content_hash": store.content_hash,
         "is_training_store": True,
+        "n_high_norm_rows": 0,
     }
     assert meta["checkpoint"]["path"] == str(tmp_path / "checkpoint")
     assert meta["checkpoint"]["config"]["sparsity"]["kind"] == "TopK"

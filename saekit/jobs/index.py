@@ -253,6 +253,7 @@ def _describe(
             "path": str(store.path.absolute()),
             "content_hash": ours["store_hash"],
             "is_training_store": None if trained_on is None else trained_on == ours["store_hash"],
+            "n_high_norm_rows": store.meta["hook_points"][hook_point]["norms"]["n_high"],
         },
         "checkpoint": {
             "path": None if checkpoint is None else str(Path(checkpoint).absolute()),
