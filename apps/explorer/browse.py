@@ -129,7 +129,7 @@ def promise(index: FeatureIndex) -> Float[np.ndarray, " d_sae"]:
     """How likely a feature is to make sense at once; only the order means something. Dead features have -inf.
 
     In favour: strong activations, a low entropy over tokens, one class, a direction of its own, a density between too
-    few examples and everywhere, a top token that is a rare word. Against: what attention sinks look like, that is a
+    few examples and everywhere, a dozen documents at least, a top token that is a rare word. Against: what attention sinks look like, that is a
     peak far above the median, and always the same positions.
     """
     stats = {name: np.asarray(column, dtype=np.float64) for name, column in index.stats.items()}
@@ -139,11 +139,14 @@ def promise(index: FeatureIndex) -> Float[np.ndarray, " d_sae"]:
         outlier = np.log(stats["max"] / stats["q50"])
         rare = np.log10(max(30 / max(index.n_rows, 1), 1e-5) / density)
         dense = np.log10(density / 0.01)
-        lift = np.log(stats["top_label_lift"]) if "top_label_lift" in stats else np.zeros(index.d_sae)
+        few = np.log2(min(12, index.n_examples) / stats["n_documents"])
+        # The lift of a class of one document has no bound.
+        lift = np.log(stats["top_label_lift"]).clip(max=3) if "top_label_lift" in stats else np.zeros(index.d_sae)
     penalties = [
         2 * np.maximum(0, outlier - 2),
         3 * np.maximum(0, rare),
         3 * np.maximum(0, dense),
+        np.maximum(0, few),
         0.25 * stats.get("token_entropy", np.zeros(index.d_sae)),
         np.clip(stats["nearest_cosine"], 0, 1),
     ]
