@@ -51,19 +51,19 @@ def run(config: ExploreConfig) -> Path:
     index = FeatureIndex.open(config.index)
     if config.checkpoint is not None and not config.checkpoint.is_dir():
         raise ConfigError(f"{config.checkpoint} is not a directory; a checkpoint is a directory with a meta.json.")
-    with explorer(config) as (url, process):
-        print(f"{index!r}\nExplorer: {url}  (stop with Ctrl-C)", flush=True)
-        if config.host not in LOCAL_HOSTS:
-            print(f"Anybody who reaches {config.host}:{config.port} can read this index and run the model.", flush=True)
-        if config.open_browser:
-            webbrowser.open(url)
-        # A plain kill has to stop the child too, so it ends the wait as Ctrl-C does.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-        try:
+    # A plain kill has to stop the child too, at any moment, so it ends the wait as Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with explorer(config) as (url, process):
+            print(f"{index!r}\nExplorer: {url}  (stop with Ctrl-C)", flush=True)
+            if config.host not in LOCAL_HOSTS:
+                print(f"Whoever reaches {config.host}:{config.port} can read this index and run the model.", flush=True)
+            if config.open_browser:
+                webbrowser.open(url)
             code = process.wait()
-        except KeyboardInterrupt:
-            print("\nStopped.")
-            return config.index
+    except KeyboardInterrupt:
+        print("\nStopped.")
+        return config.index
     raise SaekitError(f"The explorer ended by itself (exit status {code}); what it printed is above.")
 
 
