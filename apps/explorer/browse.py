@@ -129,8 +129,8 @@ def promise(index: FeatureIndex) -> Float[np.ndarray, " d_sae"]:
     """How likely a feature is to make sense at once; only the order means something. Dead features have -inf.
 
     In favour: strong activations, a low entropy over tokens, one class, a direction of its own, a density between too
-    few examples and everywhere, a dozen documents at least, a top token that is a rare word. Against: what attention sinks look like, that is a
-    peak far above the median, and always the same positions.
+    few examples and everywhere, a dozen documents at least, a top token that is a rare word. Against: what attention
+    sinks look like, that is a peak far above the median, and always the same positions.
     """
     stats = {name: np.asarray(column, dtype=np.float64) for name, column in index.stats.items()}
     density = stats["density"]
