@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo demo-vision test lint types check screenshots bench clean
+.PHONY: demo demo-vision test lint types check screenshots bench gpu clean
 
 demo: $(VENV)/.demo  ## features of SmolLM2 on BBC news, in the browser
 	$(BIN)/saekit demo text
@@ -25,10 +25,14 @@ types: $(VENV)/.dev
 check: lint types test
 
 screenshots: $(VENV)/.dev  ## the pictures in docs/images, from the demos' indexes
-	$(BIN)/python scripts/screenshots.py
+	$(BIN)/python scripts/screenshots.py runs/demo-text/index runs/demo-images/index --out docs/images
 
-bench: $(VENV)/.dev  ## every benchmark, one after the other
-	for script in scripts/bench_*.py; do $(BIN)/python $$script || exit 1; done
+bench: $(VENV)/.dev  ## the benchmarks that need no index of yours, one after the other
+	for name in loader extract index step; do $(BIN)/python scripts/bench_$$name.py || exit 1; done
+
+gpu: $(VENV)/.dev  ## tests and benchmarks on a CUDA device; what they print goes to benchmarks/results
+	$(BIN)/python -m pytest -q -m gpu tests/gpu
+	$(BIN)/python scripts/gpu_benchmarks.py
 
 $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) install -q -c constraints.txt -e '.[demo]'

@@ -38,6 +38,8 @@ class BenchConfig:
     """Threads torch uses."""
     cpu_time: bool = False
     """Measure the process's CPU time, for a machine that others keep busy; only fair with `--n-threads 1`."""
+    device: str = "cpu"
+    """Where to measure: cpu or cuda."""
     skip_dense: bool = False
     """Leave out dense autograd, which takes most of the time."""
 
@@ -45,9 +47,9 @@ class BenchConfig:
 def run(config: BenchConfig) -> dict[str, float]:
     torch.set_num_threads(config.n_threads)
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(config.batch_size, config.d_in, generator=generator)
-    product = torch.empty(config.batch_size, config.d_sae)
-    W = torch.randn(config.d_sae, config.d_in, generator=generator)
+    x = torch.randn(config.batch_size, config.d_in, generator=generator).to(config.device)
+    product = torch.empty(config.batch_size, config.d_sae, device=config.device)
+    W = torch.randn(config.d_sae, config.d_in, generator=generator).to(config.device)
     tasks: dict[str, Callable[[], object]] = {"encoder product": lambda: torch.mm(x, W.T, out=product)}
     for kernel in ("sparse",) if config.skip_dense else ("sparse", "dense"):
         for name, sparsity, norm in (
@@ -66,6 +68,8 @@ def run(config: BenchConfig) -> dict[str, float]:
         for name, task in tasks.items():
             started = clock()
             task()
+            if x.is_cuda:
+                torch.cuda.synchronize()
             least[name] = min(least[name], clock() - started)
     return least
 
@@ -94,7 +98,7 @@ def make_autoencoder(
         sk.SparseAutoencoderConfig(
             d_in=config.d_in, d_sae=config.d_sae, sparsity=sparsity, decoder_norm=norm, kernel=kernel
         )
-    )
+    ).to(x.device)
     with torch.no_grad():
         if isinstance(sparsity, sk.Relu):
             sample = (x[:64] @ sae.W_enc).flatten()
