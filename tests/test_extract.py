@@ -1,20 +1,25 @@
 """The extract verb: what lands in the store, what is refused, and that a second run goes on with the same bytes."""
 
+import errno
+import itertools
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from fake_backbones import POINTS, FakeImages, FakeText
 from PIL import Image
 
-from saekit.backbones import TextWindows
+from saekit.backbones import TextWindows, load_backbone
 from saekit.errors import ConfigError, InputError, StoreError
-from saekit.inputs import Document, SkipLog, SourceSize, read_documents
+from saekit.inputs import Document, SkipLog, SourceSize, read_documents, read_images
 from saekit.jobs import estimate as estimate_module
-from saekit.jobs.extract import describe_store, extract
+from saekit.jobs.extract import ExtractConfig, describe_store, extract, run
 from saekit.store import ActivationStore
 
 SETTINGS = {"hook_points": POINTS, "batch_size": 3, "shard_rows": 60, "progress": False}
@@ -327,3 +332,80 @@ def test_an_iterator_is_read_once_and_lazily(tmp_path: Path) -> None:
     store = extract(FakeText(), endless(), out=tmp_path / "s", n_tokens=200, **SETTINGS)
     assert store.n_rows >= 200
     assert n_read < 500
+
+
+def test_a_disk_that_fills_up_leaves_whole_shards_to_go_on_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = extract(FakeText(), documents(), out=tmp_path / "whole", **SETTINGS)
+    n_left, write = 12, os.pwrite
+
+    def write_while_there_is_room(*arguments: Any) -> int:
+        nonlocal n_left
+        n_left -= 1
+        if n_left < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", write_while_there_is_room)
+        with pytest.raises(StoreError, match=r"disk that holds .* is full. Its [1-9] finished shards are whole"):
+            extract(FakeText(), documents(), out=tmp_path / "s", **SETTINGS)
+    assert not list((tmp_path / "s" / "shards").glob(".*"))
+    extract(FakeText(), documents(), out=tmp_path / "s", **SETTINGS)
+    assert tree(tmp_path / "s") == tree(whole.path)
+
+
+def test_a_backbone_that_gives_too_few_rows_is_refused(tmp_path: Path) -> None:
+    class Forgetful(FakeText):
+        def activations(self, *arguments: Any, **settings: Any) -> Iterator[Any]:
+            yield from itertools.islice(super().activations(*arguments, **settings), 1)
+
+    with pytest.raises(StoreError, match=r"gave \d+ of the \d+ rows of shard 0"):
+        extract(Forgetful(), documents(), out=tmp_path / "s", **SETTINGS)
+
+
+@pytest.mark.parametrize("kind", ["text", "image"])
+def test_the_job_extracts_from_a_real_model_and_prints_what_matters(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    model = tiny.make("llama" if kind == "text" else "dinov2", tmp_path / "model")
+    if kind == "text":
+        source = tmp_path / "corpus"
+        for i in range(6):
+            (source / str(i % 2)).mkdir(parents=True, exist_ok=True)
+            (source / str(i % 2) / f"{i}.txt").write_text(f"the cat number {i} sat on a mat and looked at the dog " * 3)
+        (source / "bad.txt").write_bytes(b"\xff\xfe\xfd")
+    else:
+        source = image_folder(tmp_path / "corpus")
+        (source / "bad.png").write_bytes(b"corrupt")
+    config = ExtractConfig(
+        model=model,
+        source=str(source),
+        out=tmp_path / "s",
+        hook_points=("layers.0", "layers.1.mlp"),
+        device="cpu",
+        storage_dtype="fp32",
+        batch_size=4,
+        verify=True,
+        text=TextWindows(context_size=24),
+    )
+    assert run(config) == tmp_path / "s"
+    printed = capsys.readouterr().out
+    store = ActivationStore.open(tmp_path / "s")
+    assert f"{tmp_path / 's'}: {store.n_rows:,} rows" in printed
+    assert "1 skipped" in printed
+    assert "skipped bad." in printed
+    backbone = load_backbone(model, device="cpu")
+    examples = list(
+        backbone.examples(
+            read_documents(source) if kind == "text" else read_images(source),
+            config.text if kind == "text" else config.images,
+            SkipLog(),
+        )
+    )
+    assert [example.document for example in examples] == [e.document for e in store.examples]
+    for indices, rows in backbone.activations(examples, store.hook_points, 1):
+        for point in store.hook_points:
+            first, last = store.examples.row_offsets[indices[0] : indices[0] + 2]
+            assert torch.allclose(store.rows(int(first), int(last), point), rows[point], atol=1e-5)
