@@ -48,6 +48,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except BrokenPipeError:  # `saekit hooks MODEL | head`: the reader has what it wanted
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        # What the machine refuses (a read-only folder, a full disk) may come from any place, and says what it is.
+        if error.errno is None:
+            raise
+        where = "" if error.filename is None else f" {error.filename}:"
+        print(f"{type(error).__name__}:{where} {error.strerror}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("Interrupted. What was finished is on disk; the same command goes on from there.", file=sys.stderr)
         return 130

@@ -1,6 +1,7 @@
 """Files that are whole or absent: atomic writes, tagged-dataclass JSON, schema checks and content hashes."""
 
 import dataclasses
+import errno
 import hashlib
 import json
 import os
@@ -8,7 +9,7 @@ import shutil
 import tempfile
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -40,6 +41,19 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
         Path(temporary).unlink(missing_ok=True)
         raise
     sync_directory(path.parent)
+
+
+def make_directory(path: str | Path, error: type[SaekitError]) -> None:
+    """Make the directory `path` and those above it; `error` says in the user's words why that cannot be."""
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as cause:
+        if cause.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        file = next((each for each in (path, *path.parents) if each.exists() and not each.is_dir()), None)
+        reason = f"{file} is a file" if file else cause.strerror
+        raise error(f"{path} cannot be made a directory: {reason}. Choose another out directory.") from None
 
 
 def sync_directory(path: str | Path) -> None:
@@ -75,21 +89,26 @@ def read_meta(
     schema: int,
     error: type[SaekitError],
     migrations: Mapping[int, Migration] | None = None,
+    keys: Collection[str] = (),
+    file: str = "meta.json",
 ) -> Json:
-    """Read `directory/meta.json` of an artifact of `kind`, brought up to `schema` by `migrations[old_schema]`.
+    """Read `directory/file` of an artifact of `kind`, brought up to `schema` by `migrations[old_schema]`.
 
-    Raises `error` when the directory is absent, is another kind of artifact, or was written by a newer saekit.
+    Raises `error` when the directory is absent, is another kind of artifact, was written by a newer saekit, or lacks
+    some of `keys`, all of which it lists.
     """
     directory = Path(directory)
     if not directory.is_dir():
-        raise error(f"{directory} is not a directory; {_a(kind)} {kind} is a directory with a meta.json.")
-    meta: Json = read_json(directory / "meta.json", error)
+        raise error(f"{directory} is not a directory; {_a(kind)} {kind} is a directory with a {file}.")
+    meta: Json = read_json(directory / file, error)
+    if not isinstance(meta, dict):
+        raise error(f"{directory / file} is not a JSON object. It was edited or damaged; write it again.")
     found = meta.get("kind")
     if found != kind:
         raise error(f"{directory} holds {_a(str(found))} {found!r}, not {_a(kind)} {kind!r}.")
     version = meta.get("schema")
     if not isinstance(version, int) or version < 1:
-        raise error(f"{directory / 'meta.json'} has schema {version!r}; expected an integer from 1 to {schema}.")
+        raise error(f"{directory / file} has schema {version!r}; expected an integer from 1 to {schema}.")
     if version > schema:
         raise error(f"{directory} has schema {version}; this saekit reads up to {schema}. Type: pip install -U saekit")
     while version < schema:
@@ -97,6 +116,8 @@ def read_meta(
         if step is None:
             raise error(f"{directory} has schema {version} and no migration to {version + 1} exists.")
         meta, version = step(meta), version + 1
+    if missing := sorted(set(keys) - set(meta)):
+        raise error(f"{directory / file} lacks {', '.join(missing)}. It was edited or damaged; write it again.")
     return meta
 
 

@@ -103,7 +103,10 @@ def load_autoencoder(path: str | Path) -> Autoencoder:
         raise CheckpointError(
             f"{path} holds a {name!r}, which this saekit does not have. Has: {closest(name, classes)}"
         )
-    model = classes[name](from_tagged(meta["config"], classes[name].Config))
+    try:
+        model = classes[name](from_tagged(meta["config"], classes[name].Config))
+    except (TypeError, ValueError, AttributeError) as error:  # a ConfigError is a ValueError
+        raise CheckpointError(f"The config in {Path(path) / 'meta.json'} makes no {name}: {error}") from None
     check_tensors(path, model.state_dict(), tensors)
     model.load_state_dict(tensors)
     model.provenance = meta.get("provenance")

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 import saekit
 from saekit.errors import FeatureIndexError
-from saekit.files import free_bytes, hash_file, hash_json, read_json, sync_directory, write_json
+from saekit.files import free_bytes, hash_file, hash_json, make_directory, read_json, sync_directory, write_json
 from saekit.index import format as layout
 from saekit.index.merge import merge
 from saekit.store.examples import ExampleTable
@@ -123,7 +123,7 @@ def _claim(out: Path, plan: IndexPlan) -> Iterator[None]:
         raise FeatureIndexError(f"{out} is a file; an index is a directory.")
     if out.is_dir() and not partial.is_dir() and any(out.iterdir()):
         raise FeatureIndexError(f"{out} exists, is not empty and is not an index. Choose another `out`.")
-    partial.mkdir(parents=True, exist_ok=True)
+    make_directory(partial, FeatureIndexError)
     with open(partial / "lock", "wb") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from saekit.index.feature import Feature
 
 
+META_KEYS = ("d_sae", "n_rows", "n_codes", "value_exponent", "arrays", "files")
+
+
 class FeatureIndex:
     """What each of `d_sae` latents fires on over the `n_rows` rows of a store, memory-mapped.
 
@@ -65,7 +68,7 @@ class FeatureIndex:
         path = Path(path)
         if not (path / "meta.json").exists() and (path / PARTIAL).is_dir():
             raise FeatureIndexError(f"{path} is an unfinished index. Run the `saekit index` that began it again.")
-        meta = read_meta(path, KIND, SCHEMA, FeatureIndexError)
+        meta = read_meta(path, KIND, SCHEMA, FeatureIndexError, keys=META_KEYS)
         _check_files(path, meta["files"], verify)
         return cls(path, meta)
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from saekit.errors import InputError, closest, require
+from saekit.errors import InputError, closest
 from saekit.inputs.skipped import SkipLog
-from saekit.inputs.source import TEXT_SUFFIXES, class_names, dataset_rows, existing, list_files
+from saekit.inputs.source import TEXT_SUFFIXES, class_names, dataset_rows, existing, list_files, open_parquet
 
 MAX_WRONG_LINES = 10
 
@@ -122,20 +122,24 @@ def _parse(line: str) -> dict[str, Any]:
 
 
 def _read_parquet(file: Path, id: str, text_field: str, label_field: str) -> Iterator[Document]:
-    parquet = require("pyarrow.parquet", "lm")
-    try:
-        table = parquet.ParquetFile(file)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file} is not a Parquet file: {error}") from None
+    table = open_parquet(file)
     names = table.schema_arrow.names
     if text_field not in names:
         raise InputError(f"{file} {_no_field(text_field, names)}.")
     columns = [name for name in (text_field, label_field) if name in names]
     number = 0
-    for batch in table.iter_batches(batch_size=1024, columns=columns):
+    batches = table.iter_batches(batch_size=1024, columns=columns)
+    while (batch := _next_batch(batches, file, number)) is not None:
         for record in batch.to_pylist():
             number += 1
             yield _named(record, f"{id}:{number}", text_field, label_field, None)
+
+
+def _next_batch(batches: Iterator[Any], file: Path, number: int) -> Any:
+    try:
+        return next(batches, None)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file} is damaged after row {number}: {error}") from None
 
 
 def _named(record: dict[str, Any], id: str, text_field: str, label_field: str, names: list[str] | None) -> Document:

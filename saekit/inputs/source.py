@@ -35,10 +35,18 @@ def measure_source(source: str | Path, *, glob: str | None = None, images: bool 
     if images:
         return SourceSize(n_inputs=len(files))
     if all(file.suffix == ".parquet" for file in files):
-        parquet = require("pyarrow.parquet", "lm")
-        return SourceSize(n_inputs=sum(parquet.ParquetFile(file).metadata.num_rows for file in files))
+        return SourceSize(n_inputs=sum(open_parquet(file).metadata.num_rows for file in files))
     whole = all(file.suffix not in (".jsonl", ".ndjson", ".parquet") for file in files)
     return SourceSize(n_inputs=len(files) if whole else None, n_bytes=sum(file.stat().st_size for file in files))
+
+
+def open_parquet(file: Path) -> Any:
+    """A `pyarrow.parquet.ParquetFile`, or `InputError` when the file is none."""
+    parquet = require("pyarrow.parquet", "lm")
+    try:
+        return parquet.ParquetFile(file)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file} is not a Parquet file: {error}") from None
 
 
 def is_hub_name(source: str | Path) -> bool:
@@ -86,7 +94,10 @@ def is_dataset_folder(path: Path) -> bool:
 def load_dataset_folder(path: Path) -> list[tuple[str, Any]]:
     """(prefix of ids, dataset) for each split of a saved dataset, in order of name; one dataset has the prefix ""."""
     datasets = require("datasets", "lm")
-    loaded = datasets.load_from_disk(str(path))
+    try:
+        loaded = datasets.load_from_disk(str(path))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} looks like a saved dataset and cannot be opened: {error}") from None
     if isinstance(loaded, datasets.DatasetDict):
         return [(f"{name}/", loaded[name]) for name in sorted(loaded)]
     return [("", loaded)]
@@ -96,6 +107,8 @@ def stream_hub_dataset(source: str | Path) -> Any:
     """A streamed dataset of the hub from `hf:owner/name` or `hf:owner/name:split` (split "train" unless given)."""
     datasets = require("datasets", "lm")
     name, _, split = str(source)[len("hf:") :].partition(":")
+    if not name.strip("/"):
+        raise InputError(f"{str(source)!r} names no dataset; one of the Hugging Face hub is written hf:owner/name.")
     try:
         return datasets.load_dataset(name, split=split or "train", streaming=True)
     except (OSError, ValueError, ConnectionError) as error:

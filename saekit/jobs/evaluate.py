@@ -29,7 +29,7 @@ from saekit.evaluation.baselines import Reconstruct
 from saekit.evaluation.result import SAE, Number
 from saekit.evaluation.rows import mean_and_covariance, random_documents, random_examples, row_chunks, split_examples
 from saekit.evaluation.spliced import SplicedBackbone
-from saekit.files import to_tagged, write_json
+from saekit.files import make_directory, to_tagged, write_json
 from saekit.inputs import ImageInput, SkipLog, read_images
 from saekit.jobs.index import find_checkpoint, matching_hook_point
 from saekit.store import ActivationStore
@@ -79,6 +79,7 @@ class EvaluateConfig:
 
 def run(config: EvaluateConfig) -> Path:
     """Evaluate what `config` names, print the table and write `metrics.json`; returns its path."""
+    make_directory(config.out, ConfigError)  # now, not after the minutes that measuring takes
     store = ActivationStore.open(config.store)
     checkpoint = find_checkpoint(config.checkpoint)
     sae = load_autoencoder(checkpoint)
@@ -95,6 +96,10 @@ def run(config: EvaluateConfig) -> Path:
         else:
             dtype = recorded.get("dtype") if config.backbone == "recorded" else None
             backbone = load_backbone(spec, dtype=dtype, device=config.device)
+            if backbone.kind != store.examples.kind:
+                raise ConfigError(
+                    f"{spec} is a model of {backbone.kind}s, {config.store} holds {store.examples.kind}s."
+                )
     device = backbone.device if backbone else resolve_device(config.device)
     found = evaluate(
         sae.to(device),

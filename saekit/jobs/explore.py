@@ -1,5 +1,6 @@
 """`saekit explore`: browse a feature index in the browser."""
 
+import errno
 import importlib.util
 import os
 import signal
@@ -136,13 +137,26 @@ def _free_port(host: str) -> int:
 
 
 def _check_free(host: str, port: int) -> None:
+    """Raise `ConfigError` when the server could not listen there; Streamlit itself would end with a traceback."""
     try:
-        socket.create_connection(("localhost" if host in ("0.0.0.0", "::") else host, port), timeout=0.5).close()
-    except OSError:
-        return
-    raise ConfigError(
-        f"Port {port} is taken, perhaps by another explorer. Type: saekit explore INDEX --port {port + 1}"
-    )
+        addresses = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError) as error:
+        raise ConfigError(f"host={host!r} is no address of this machine ({error}). Type: --host localhost") from None
+    errors = []
+    for family, kind, protocol, _, address in addresses:
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(address)
+            except OSError as error:
+                errors.append(error)
+    if any(error.errno == errno.EADDRINUSE for error in errors):
+        raise ConfigError(
+            f"Port {port} is taken, perhaps by another explorer. Type: saekit explore INDEX --port {port + 1}"
+        )
+    # "localhost" has an IPv6 address also where the machine has none to bind; one that works is enough.
+    if len(errors) == len(addresses):
+        raise ConfigError(f"{host}:{port} cannot be listened on ({errors[0].strerror}). Type: --host localhost")
 
 
 def _wait_until_up(url: str, process: "subprocess.Popen[bytes]") -> None:

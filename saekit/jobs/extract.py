@@ -125,6 +125,8 @@ def extract(
         "shard_rows": shard_rows,
         "device": backbone.device.type,
     }
+    if isinstance(hook_points, str):
+        raise ConfigError(f"hook_points={hook_points!r} is a string, not a list. Type: hook_points=[{hook_points!r}]")
     widths = {point: backbone.width(point) for point in dict.fromkeys(hook_points)}
     layout = backbone.layout_for(options)
     with (

@@ -80,6 +80,9 @@ class Example:
         return len(self.token_ids)
 
 
+META_KEYS = ("input_kind", "layout", "n_rows", "label_names", "files", "content_hash")
+
+
 class ExampleTable:
     """The examples behind the rows of a store: their tokens, documents, labels, pictures. One directory, NumPy only.
 
@@ -112,7 +115,7 @@ class ExampleTable:
     def open(cls, path: str | Path, verify: bool = False) -> "ExampleTable":
         """Open a table. Raises `StoreError` that lists every missing, truncated or (with `verify`) altered file."""
         path = Path(path)
-        meta = read_meta(path, EXAMPLES_KIND, EXAMPLES_SCHEMA, StoreError)
+        meta = read_meta(path, EXAMPLES_KIND, EXAMPLES_SCHEMA, StoreError, keys=META_KEYS)
         problems = [problem for name, file in meta["files"].items() if (problem := _problem(path / name, file, verify))]
         if problems:
             raise StoreError(

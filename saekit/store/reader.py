@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from saekit.store.loader import ActivationLoader
 
 
+META_KEYS = ("dtype", "hook_points", "n_rows", "n_examples", "shards", "extraction", "skipped", "content_hash")
+
+
 class ActivationStore:
     """Activations at one or more hook points, memory-mapped, and the examples they come from.
 
@@ -63,7 +66,7 @@ class ActivationStore:
                 f"{path} is an unfinished extraction ({n_done} whole shards). Run the `saekit extract` that began it "
                 f"again; it goes on from there."
             )
-        meta = read_meta(path, KIND, SCHEMA, StoreError)
+        meta = read_meta(path, KIND, SCHEMA, StoreError, keys=META_KEYS)
         _check_shards(path, meta, verify)
         if verify:
             manifests = [read_json(path / SHARDS / shard_name(i) / "manifest.json") for i in range(len(meta["shards"]))]
@@ -173,9 +176,19 @@ class ActivationStore:
         )
 
     def moments(self, hook_point: str | None = None) -> tuple[Float[np.ndarray, " width"], float]:
-        """(mean row, mean squared distance of a row from it) over the whole store, in float64."""
+        """(mean row, mean squared distance of a row from it) over the whole store, in float64.
+
+        Raises `StoreError` when the file of the mean is missing or damaged.
+        """
         described = self.meta["hook_points"][self.resolve(hook_point)]
-        mean = np.load(self.path / described["mean_file"], allow_pickle=False)
+        file = self.path / described["mean_file"]
+        try:
+            mean = np.load(file, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise StoreError(
+                f"{file}, the mean of the store's rows, is missing or damaged ({error}). Bring it from another copy, "
+                f"or delete {self.path} and extract again."
+            ) from None
         return mean, described["mean_squared_norm_about_mean"]
 
     def provenance(self, hook_point: str | None = None) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from saekit import __version__
 from saekit.errors import ConfigError, SaekitError, StoreError
-from saekit.files import atomic_write, read_json, read_meta, write_json
+from saekit.files import atomic_write, make_directory, read_json, read_meta, write_json
 from saekit.store.background import BackgroundTasks
 from saekit.store.columns import ExampleColumns
 from saekit.store.example_writer import ExampleTableWriter
@@ -245,7 +245,7 @@ def _segment(folder: Path, name: str) -> Shaped[np.ndarray, "..."]:
 
 
 def _lock(path: Path) -> int:
-    path.mkdir(parents=True, exist_ok=True)
+    make_directory(path, StoreError)
     handle = os.open(path, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

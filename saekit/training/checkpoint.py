@@ -28,9 +28,10 @@ from torch import Tensor
 from saekit import __version__
 from saekit.autoencoders.base import Autoencoder, load_autoencoder
 from saekit.errors import CheckpointError
-from saekit.files import Json, free_bytes, read_json, sync_directory, write_json
+from saekit.files import Json, free_bytes, make_directory, read_json, read_meta, sync_directory, write_json
 
 SCHEMA = 1
+POINTER_KEYS = ("state", "finished", "step", "n_tokens_seen", "seconds", "final")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,9 +52,14 @@ class RunDirectory:
         self.path = Path(path)
         self.names = ["checkpoint"] if n_models == 1 else [f"checkpoint-{i}" for i in range(n_models)]
         pointer = self.path / "run.json"
-        self._pointer: Json | None = read_json(pointer, CheckpointError) if pointer.exists() else None
+        self._pointer: Json | None = None
+        if pointer.exists():
+            self._pointer = read_meta(
+                self.path, "TrainingRun", SCHEMA, CheckpointError, keys=POINTER_KEYS, file="run.json"
+            )
         if self._pointer is None:
             self._refuse_foreign_files()
+            make_directory(self.path, CheckpointError)
             write_json(self.path / "config.json", description)
             return
         known = read_json(self.path / "config.json", CheckpointError)
