@@ -103,7 +103,7 @@ def _convert_dinov2(weights: Path, folder: Path) -> None:
     ]
     state["embeddings.position_embeddings"] = np.concatenate(table, axis=1)
     state["embeddings.mask_token"] = np.zeros((1, DINOV2["hidden_size"]), dtype=np.float32)
-    tensors = {name: torch.from_numpy(np.array(value, dtype=np.float32)) for name, value in state.items()}
+    tensors = {name: torch.from_numpy(np.array(value, dtype=np.float32, order="C")) for name, value in state.items()}
     require("safetensors.torch", "vision").save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     write_json(folder / "config.json", DINOV2)
     write_json(folder / "preprocessor_config.json", DINOV2_INPUT)
