@@ -138,6 +138,14 @@ def test_batches_are_not_overwritten_by_later_ones(store: ActivationStore, monke
     assert sorted(numbers(kept)) == list(range(480))
 
 
+def test_a_store_larger_than_memory_gives_the_same_batches(
+    store: ActivationStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = numbers(list(store.batches(64, n_tokens=480)))
+    monkeypatch.setattr("saekit.store.loader._available_memory", lambda: 1000)
+    assert numbers(list(store.batches(64, n_tokens=480))) == expected
+
+
 def test_memory_of_batches_that_are_gone_is_used_again(store: ActivationStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("saekit.store.loader.BLOCK_ROWS", 64)
     with store.batches(32, n_tokens=32 * 200) as loader:

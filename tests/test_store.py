@@ -12,7 +12,7 @@ import torch
 from stores import GRID, VOCABULARY, make_tiny_store
 
 from saekit.errors import HookPointError, InputError, StoreError
-from saekit.store import ActivationStore, Example, ExampleTable, ExampleTableWriter, TokenLayout
+from saekit.store import ActivationStore, Example, ExampleTable, ExampleTableWriter, StoreWriter, TokenLayout
 from saekit.store.background import BackgroundTasks, read_ahead
 from saekit.store.moments import Moments, merge_moments, norm_report, row_statistics
 
@@ -49,6 +49,28 @@ def test_merged_moments_do_not_cancel() -> None:
     assert merged.n == 999
     assert np.allclose(merged.mean, rows.mean(0), rtol=1e-15)
     assert merged.mean_squared_norm_about_mean == pytest.approx(((rows - rows.mean(0)) ** 2).sum(1).mean(), rel=1e-7)
+
+
+def test_parts_without_rows_change_no_moments() -> None:
+    empty, part = Moments(0, np.zeros(2), 0.0), Moments(3, np.array([1.0, 2.0]), 5.0)
+    for order in ([empty, part], [part, empty], [empty, part, empty]):
+        merged = merge_moments(order)
+        assert (merged.n, merged.mean.tolist(), merged.squared) == (3, [1.0, 2.0], 5.0)
+
+
+def test_a_shard_may_have_no_rows(tmp_path: Path) -> None:
+    none = np.zeros(0, dtype=np.int32)
+    ids = np.arange(4, dtype=np.int32)
+    examples = [Example(document=str(i), kept=none if i % 2 == 0 else ids, token_ids=ids) for i in range(5)]
+    layout = TokenLayout(content="token")
+    with StoreWriter(tmp_path / "s", hook_points={"x": 3}, dtype="fp32", layout=layout, plan={}) as writer:
+        for i, example in enumerate(examples):
+            writer.write_shard([example], {"x": torch.full((len(example.kept), 3), float(i))})
+        writer.finish()
+    store = ActivationStore.open(tmp_path / "s", verify=True)
+    assert store.rows(0, 8)[:, 0].tolist() == [1.0] * 4 + [3.0] * 4
+    assert store.moments()[0].tolist() == [2.0, 2.0, 2.0]
+    assert sorted(torch.cat(list(store.batches(3, n_tokens=8)))[:, 0].tolist()) == [1.0] * 4 + [3.0] * 4
 
 
 def test_row_statistics_do_not_depend_on_slices(monkeypatch: pytest.MonkeyPatch) -> None:

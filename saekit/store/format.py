@@ -3,6 +3,7 @@
 `docs/formats.md` is normative; a test reads a store by that page alone.
 """
 
+import mmap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,9 +59,15 @@ def rows_bytes(n_rows: int, width: int, dtype: str) -> int:
     return n_rows * width * storage_dtype(dtype).itemsize
 
 
-def map_rows(path: Path, n_rows: int, width: int, dtype: str) -> Shaped[np.ndarray, "n_rows width"]:
-    """The rows of one shard and hook point, memory-mapped."""
-    return np.memmap(path, dtype=storage_dtype(dtype), mode="r", shape=(n_rows, width))
+def map_rows(path: Path, n_rows: int, width: int, dtype: str, scattered: bool) -> Shaped[np.ndarray, "n_rows width"]:
+    """The rows of one shard and hook point, memory-mapped; `scattered` tells the system not to read ahead."""
+    if n_rows == 0:
+        return np.zeros((0, width), dtype=storage_dtype(dtype))
+    with open(path, "rb") as file:
+        memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    if scattered and hasattr(mmap, "MADV_RANDOM"):
+        memory.madvise(mmap.MADV_RANDOM)
+    return np.frombuffer(memory, dtype=storage_dtype(dtype)).reshape(n_rows, width)
 
 
 def map_column(path: Path, shape: Sequence[int]) -> Shaped[np.ndarray, "..."]:

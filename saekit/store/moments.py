@@ -33,6 +33,9 @@ def merge_moments(parts: Iterable[Moments]) -> Moments:
     iterator = iter(parts)
     total = next(iterator)
     for part in iterator:
+        if part.n == 0 or total.n == 0:
+            total = part if total.n == 0 else total
+            continue
         n, difference = total.n + part.n, part.mean - total.mean
         mean = total.mean + difference * (part.n / n)
         cross = float(difference @ difference) * (total.n * (part.n / n))

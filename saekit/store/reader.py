@@ -50,7 +50,7 @@ class ActivationStore:
         self.dtype: torch.dtype = TORCH_DTYPES[meta["dtype"]]
         self.first_rows: Int[np.ndarray, " n_shards_plus_1"] = offsets_of([shard["n_rows"] for shard in meta["shards"]])
         """Number of the first row of each shard, and `n_rows`."""
-        self._maps: dict[str, list[Shaped[np.ndarray, "n_rows width"]]] = {}
+        self._maps: dict[tuple[str, bool], list[Shaped[np.ndarray, "n_rows width"]]] = {}
 
     @classmethod
     def open(cls, path: str | Path, verify: bool = False) -> "ActivationStore":
@@ -139,15 +139,21 @@ class ActivationStore:
             # mode="clip" is what lets take() write straight into `out`; the numbers are in range.
             np.take(maps[shard], inside, axis=0, out=out[which], mode="clip")
 
-    def maps(self, hook_point: str) -> list[Shaped[np.ndarray, "n_rows width"]]:
-        """The memory maps of a hook point's shards; bf16 as uint16."""
-        if hook_point not in self._maps:
+    def maps(self, hook_point: str, scattered: bool = False) -> list[Shaped[np.ndarray, "n_rows width"]]:
+        """The memory maps of a hook point's shards; bf16 as uint16.
+
+        `scattered` maps are for rows from all over a store that memory cannot hold: reading ahead would waste the disk.
+        """
+        key = (hook_point, scattered)
+        if key not in self._maps:
             width, file = self.d_model(hook_point), self.meta["hook_points"][hook_point]["file"]
-            self._maps[hook_point] = [
-                map_rows(self.path / SHARDS / shard_name(i) / file, shard["n_rows"], width, self.meta["dtype"])
+            self._maps[key] = [
+                map_rows(
+                    self.path / SHARDS / shard_name(i) / file, shard["n_rows"], width, self.meta["dtype"], scattered
+                )
                 for i, shard in enumerate(self.meta["shards"])
             ]
-        return self._maps[hook_point]
+        return self._maps[key]
 
     def batches(
         self,

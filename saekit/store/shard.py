@@ -85,6 +85,8 @@ class ShardWriter:
                     f"{point}: the backbone gave rows of shape {tuple(rows[point].shape)}; "
                     f"{len(destinations)} rows of width {width} were expected."
                 )
+        if len(destinations) == 0:
+            return
         staged = [self._stage(point, rows[point], destinations) for point in self._widths]
         self._flush()
         self._staged = staged
@@ -145,7 +147,7 @@ class ShardWriter:
             self._files[point].close()
             file = self._temporary / hook_file(point)
             files[point] = {"file": file.name, "bytes": n_bytes, "blake2b": hash_file(file)}
-            moments = merge_moments(self._moments[point])
+            moments = merge_moments([Moments(0, np.zeros(width), 0.0), *self._moments[point]])
             norms = np.empty(self.n_rows, dtype="<f4")
             for destinations, part in self._norms[point]:
                 norms[destinations] = part
