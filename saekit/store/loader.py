@@ -1,5 +1,6 @@
 """ActivationLoader: shuffled batches of a store's rows, read ahead in a thread, that resumes where it stopped."""
 
+import os
 import sys
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,8 +25,9 @@ BLOCK_BYTES = 2**26
 """Rows are fetched in blocks of about this size, sorted by their place on disk inside a block ..."""
 BLOCK_ROWS = 65_536
 """... and at most this many rows, so that narrow rows do not make the first batch wait."""
-N_READERS = 16
-"""More than cores: from a disk, throughput comes from the number of reads that wait at the same time."""
+N_CACHED_READERS = min(4, os.cpu_count() or 1)
+N_DISK_READERS = 32
+"""Many more than cores: a disk's throughput comes from the number of reads that wait at the same time."""
 PIECE_ROWS = 256
 _SIGNED = {2: torch.int16, 4: torch.int32}
 _INFINITY = {torch.bfloat16: 0x7F80, torch.float16: 0x7C00, torch.float32: 0x7F800000}
@@ -136,14 +138,16 @@ class _Source:
         self.pin = loader.device.type == "cuda"
         self.width = self.store.d_model(self.hook_point)
         n_bytes = rows_bytes(self.store.n_rows, self.width, self.store.meta["dtype"])
-        self.maps = self.store.maps(self.hook_point, scattered=n_bytes > _available_memory())
+        from_disk = n_bytes > _available_memory()
+        self.maps = self.store.maps(self.hook_point, scattered=from_disk)
+        self.n_readers = N_DISK_READERS if from_disk else N_CACHED_READERS
         n_wanted = min(BLOCK_BYTES // (self.width * self.maps[0].itemsize), BLOCK_ROWS, self.n_rows)
         self.block_rows = max(1, n_wanted // self.batch_size) * self.batch_size
         self.blocks: list[Shaped[np.ndarray, "block_rows width"]] = []
 
     def batches(self, start: int, stop: int | None) -> Generator[Tensor, None, None]:
         """Batches of the endless shuffled order from place `start` on, up to `stop`."""
-        with ThreadPoolExecutor(N_READERS, thread_name_prefix="saekit-reader") as readers:
+        with ThreadPoolExecutor(self.n_readers, thread_name_prefix="saekit-reader") as readers:
             rows = self._rows(start, stop)
             while len(rows):
                 block = self._block()
@@ -185,7 +189,7 @@ class _Source:
     ) -> "list[Future[int]]":
         """Begin to copy row `rows[i]` of the store to row i of the block, in the order of the disk."""
         order = np.argsort(rows)
-        parts = [part for part in np.array_split(order, N_READERS) if len(part)]
+        parts = [part for part in np.array_split(order, self.n_readers) if len(part)]
         return [readers.submit(self._copy, rows[part], part, block) for part in parts]
 
     def _copy(
