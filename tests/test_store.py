@@ -76,7 +76,7 @@ def test_a_shard_may_have_no_rows(tmp_path: Path) -> None:
 def test_row_statistics_do_not_depend_on_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = torch.randn(50, 6, generator=torch.Generator().manual_seed(0))
     whole = row_statistics(rows)
-    monkeypatch.setattr("saekit.store.moments.SLICE_ELEMENTS", 6 * 7)
+    monkeypatch.setattr("saekit.store.moments.SLICE_ELEMENTS", {"cpu": 6 * 7})
     sliced = row_statistics(rows)
     assert len(sliced.means) == 8
     assert torch.equal(sliced.norms, whole.norms)

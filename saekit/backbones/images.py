@@ -55,11 +55,16 @@ class Preprocessing:
             resized = (int(self.resize_to * width / height), self.resize_to)
         left, top = (resized[0] - self.size) // 2, (resized[1] - self.size) // 2
         window = (left, top, left + self.size, top + self.size)
-        pixels = np.asarray(image.resize(resized, self.resample).crop(window), dtype=np.float32) / 255
-        pixels = (pixels - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
+        levels = np.asarray(image.resize(resized, self.resample).crop(window))
+        # A table of the 256 levels gives the same floats as the arithmetic on every pixel, several times faster.
+        table = np.arange(256, dtype=np.float32)[:, None] / 255
+        table = (table - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
+        pixels = np.empty((3, self.size, self.size), dtype=np.float32)
+        for channel in range(3):
+            np.take(table[:, channel], levels[:, :, channel], out=pixels[channel], mode="clip")
         per_x, per_y = width / resized[0], height / resized[1]
         box = (window[0] * per_x, window[1] * per_y, window[2] * per_x, window[3] * per_y)
-        return np.ascontiguousarray(pixels.transpose(2, 0, 1)), box
+        return pixels, box
 
 
 def upright_rgb(image: Any) -> Any:
@@ -83,8 +88,11 @@ def upright_rgb(image: Any) -> Any:
 
 def thumbnail(image: Any, size: int) -> bytes:
     """WebP of a whole upright RGB image, its longest side at most `size` pixels."""
-    small = image.copy()
-    small.thumbnail((size, size), reducing_gap=3.0)
+    scale = size / max(image.size)
+    small = image
+    if scale < 1:
+        bilinear = require("PIL.Image", "vision").Resampling.BILINEAR
+        small = image.resize([max(1, round(side * scale)) for side in image.size], bilinear)
     file = io.BytesIO()
-    small.save(file, format="WEBP", quality=80, method=2)
+    small.save(file, format="WEBP", quality=80, method=1)
     return file.getvalue()
