@@ -58,10 +58,20 @@ class Autoencoder(nn.Module, ABC):
     def training_loss(self, x: Float[Tensor, "batch d_in"]) -> LossTerms:
         """The loss of a batch of raw activations; may update buffers."""
 
+    def decode_for(
+        self, x: Float[Tensor, "batch d_in"], latents: Float[Tensor, "batch d_latent"]
+    ) -> Float[Tensor, "batch d_out"]:
+        """The reconstruction of `x` from latents, its own or edited ones.
+
+        `decode`, but where the output depends on `x` by another way than the latents: an autoencoder that normalises
+        each token by itself, a transcoder with a skip connection. Those fill it in.
+        """
+        return self.decode(latents)
+
     @final  # type: ignore[misc]
-    def forward(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_in"]:
+    def forward(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_out"]:
         """The reconstruction of `x`."""
-        return self.decode(self.encode(x))
+        return self.decode_for(x, self.encode(x))
 
     def project_gradients_(self) -> None:
         """Empty hook, called after `backward` and before each optimizer step."""
@@ -80,13 +90,15 @@ class Autoencoder(nn.Module, ABC):
         return write_checkpoint(path, type(self).__name__, to_tagged(self.config), self.state_dict(), self.provenance)
 
     @classmethod
-    def load(cls: type[_Kind], path: str | Path) -> _Kind:
+    def load(cls: type[_Kind], path: str | Path, **modules: nn.Module) -> _Kind:
         """Read a checkpoint of this class (or of a subclass) onto the CPU.
+
+        `modules` are the ones of your own that it was made with (`encoder=`, `decoder=`), where it was.
 
         Raises `CheckpointError` when there is none, it is damaged, its tensors do not fit its config (all of them are
         listed), or it is of another class.
         """
-        model = load_autoencoder(path)
+        model = load_autoencoder(path, **modules)
         if not isinstance(model, cls):
             raise CheckpointError(
                 f"{path} holds a {type(model).__name__}, not a {cls.__name__}. Type: load_autoencoder({str(path)!r})"
@@ -94,7 +106,7 @@ class Autoencoder(nn.Module, ABC):
         return model
 
 
-def load_autoencoder(path: str | Path) -> Autoencoder:
+def load_autoencoder(path: str | Path, **modules: nn.Module) -> Autoencoder:
     """Read a checkpoint of any class onto the CPU; raises as `Autoencoder.load` does."""
     meta, tensors = read_checkpoint(path)
     classes = _subclasses(Autoencoder)
@@ -104,7 +116,7 @@ def load_autoencoder(path: str | Path) -> Autoencoder:
             f"{path} holds a {name!r}, which this saekit does not have. Has: {closest(name, classes)}"
         )
     try:
-        model = classes[name](from_tagged(meta["config"], classes[name].Config))
+        model = classes[name](from_tagged(meta["config"], classes[name].Config), **modules)
     except (TypeError, ValueError, AttributeError) as error:  # a ConfigError is a ValueError
         raise CheckpointError(f"The config in {Path(path) / 'meta.json'} makes no {name}: {error}") from None
     check_tensors(path, model.state_dict(), tensors)
