@@ -1,7 +1,7 @@
 """`SparseAutoencoder`: one class for training, evaluating and browsing, whatever makes its latents sparse.
 
 Inside, activations are centred and scaled: x_n = (x - input_mean) * input_scale, with E||x_n||^2 = d_in once the input
-moments are set. Losses live in that space; `encode` and `decode` take and return raw activations.
+moments are set (after `token_norm`, where there is one). Losses live in that space; `encode` and `decode` take and return raw activations.
 """
 
 from dataclasses import dataclass, field
@@ -19,6 +19,7 @@ from saekit.errors import ConfigError, InputError
 from saekit.kernels import SparseLatents, StepChooser, Weights
 
 _ENCODE_ROWS = 2048
+_TOKEN_EPSILON = 1e-5  # added to the deviation, not to the variance: what published autoencoders were trained with
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +37,10 @@ class SparseAutoencoderConfig:
     `auto` is the sparsity's own: free for KLDivergence, unit for the others."""
     dead_after_tokens: int = 1_000_000
     """A latent that fired for none of this many tokens in a row is dead."""
+    token_norm: Literal["none", "layer_norm", "rms"] = "none"
+    """Normalise each activation by itself first: `layer_norm` subtracts the mean of its features and divides by their
+    standard deviation, `rms` scales its norm to sqrt(d_in). Latents then do not see a token's norm, and reconstructing
+    one needs it: `decode_for`."""
     seed: int = 0
     """Seed of the initial weights."""
     kernel: kernels.Path = "auto"
@@ -50,6 +55,10 @@ class SparseAutoencoderConfig:
         ]
         if self.decoder_norm not in ("auto", "unit", "free"):
             problems.append(f"decoder_norm={self.decoder_norm!r} is not 'auto', 'unit' or 'free'")
+        if self.token_norm not in ("none", "layer_norm", "rms"):
+            problems.append(f"token_norm={self.token_norm!r} is not 'none', 'layer_norm' or 'rms'")
+        if self.token_norm == "layer_norm" and self.d_in == 1:
+            problems.append("token_norm='layer_norm' needs a d_in of 2 or more: one feature has no deviation")
         if self.kernel not in ("auto", "dense", "sparse"):
             problems.append(f"kernel={self.kernel!r} is not 'auto', 'dense' or 'sparse'")
         if self.kernel == "sparse" and not self.sparsity.has_sparse_step:
@@ -118,6 +127,10 @@ class SparseAutoencoder(Autoencoder):
         """Centre inputs on `mean` and scale them so that E||x - mean||^2 = `mean_squared_norm` becomes d_in."""
         if mean.shape != self.input_mean.shape:
             raise InputError(f"The mean has shape {list(mean.shape)}, expected [{self.config.d_in}].")
+        if self.config.token_norm != "none":
+            raise InputError(
+                f"token_norm={self.config.token_norm!r} normalises every token; moments of raw ones do not fit."
+            )
         if not (0 < mean_squared_norm < float("inf")) or not bool(mean.isfinite().all()):
             raise InputError(
                 f"Input moments must be finite with a positive mean squared norm, got {mean_squared_norm}. "
@@ -131,8 +144,15 @@ class SparseAutoencoder(Autoencoder):
         return self.sparsifier(self._pre_activations(x))
 
     def decode(self, latents: Float[Tensor, "batch d_sae"]) -> Float[Tensor, "batch d_in"]:
-        """Raw activations from latents."""
+        """Raw activations from latents; with a `token_norm`, `InputError`: `decode_for` knows whose latents they are."""
+        self._refuse_without_token()
         return self._denormalize(torch.addmm(self.b_dec, latents, self.W_dec))
+
+    def decode_for(
+        self, x: Float[Tensor, "batch d_in"], latents: Float[Tensor, "batch d_sae"]
+    ) -> Float[Tensor, "batch d_in"]:
+        """Raw activations from latents of `x`, its own or edited ones; `x` gives what `token_norm` took away."""
+        return self._denormalize(torch.addmm(self.b_dec, latents, self.W_dec), x)
 
     @torch.no_grad()
     def encode_sparse(self, x: Float[Tensor, "batch d_in"]) -> SparseLatents:
@@ -152,11 +172,16 @@ class SparseAutoencoder(Autoencoder):
             row_offsets, torch.cat([part.latents for part in parts]), torch.cat([part.values for part in parts])
         )
 
-    def decode_sparse(self, active: SparseLatents) -> Float[Tensor, "batch d_in"]:
+    def decode_sparse(
+        self, active: SparseLatents, x: Float[Tensor, "batch d_in"] | None = None
+    ) -> Float[Tensor, "batch d_in"]:
         """Raw activations from `active` latents alone, all others taken as exactly zero.
 
         So it undoes `encode_sparse` for every sparsity whose inactive latents are zero, which KLDivergence's are not.
+        With a `token_norm`, `x` is the activations that they are the latents of.
         """
+        if x is None:
+            self._refuse_without_token()
         x_n = embedding_bag(
             active.latents.long(),
             self.W_dec,
@@ -164,7 +189,7 @@ class SparseAutoencoder(Autoencoder):
             mode="sum",
             per_sample_weights=active.values.to(self.W_dec.dtype),
         )
-        return self._denormalize(x_n + self.b_dec)
+        return self._denormalize(x_n + self.b_dec, x)
 
     def training_loss(self, x: Float[Tensor, "batch d_in"]) -> LossTerms:
         """The loss of a batch of raw activations; counts its tokens and which latents fired.
@@ -189,7 +214,7 @@ class SparseAutoencoder(Autoencoder):
                 "fvu": step.reconstruction.detach() * n_rows / x_n.square().sum(),
                 "dead": self.is_dead.float().mean(),
             }
-            x_hat = self._denormalize(step.x_hat)
+            x_hat = self._denormalize(step.x_hat, x)
         return LossTerms(total, terms, x_hat, step.latents)
 
     @torch.no_grad()
@@ -224,10 +249,32 @@ class SparseAutoencoder(Autoencoder):
     def _normalize(self, x: Tensor) -> Tensor:
         if x.shape[-1] != self.config.d_in:
             raise InputError(f"These activations are {x.shape[-1]} wide; this autoencoder takes {self.config.d_in}.")
-        return (x.to(self.input_mean.dtype) - self.input_mean) * self.input_scale
+        x = x.to(self.input_mean.dtype)
+        if self.config.token_norm != "none":
+            mean, scale = self._token_moments(x)
+            x = (x - mean) / (scale + _TOKEN_EPSILON if self.config.token_norm == "layer_norm" else scale)
+        return (x - self.input_mean) * self.input_scale
 
-    def _denormalize(self, x: Tensor) -> Tensor:
-        return x / self.input_scale + self.input_mean
+    def _denormalize(self, x_n: Tensor, x: Tensor | None = None) -> Tensor:
+        x_hat = x_n / self.input_scale + self.input_mean
+        if self.config.token_norm == "none" or x is None:
+            return x_hat
+        mean, scale = self._token_moments(x.to(self.input_mean.dtype))
+        return x_hat * scale + mean
+
+    def _token_moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """`[batch 1]` each: what `token_norm` subtracts from a row and what it divides it by."""
+        if self.config.token_norm == "rms":
+            norm = x.norm(dim=-1, keepdim=True) / self.config.d_in**0.5
+            return torch.zeros_like(norm), norm.clamp_min(torch.finfo(norm.dtype).tiny)
+        return x.mean(-1, keepdim=True), x.std(-1, keepdim=True)
+
+    def _refuse_without_token(self) -> None:
+        if self.config.token_norm != "none":
+            raise InputError(
+                f"Latents of an autoencoder with token_norm={self.config.token_norm!r} do not say how large their token "
+                "was. Type: sae.decode_for(x, latents)"
+            )
 
     def _pre_activations(self, x: Tensor) -> Tensor:
         return torch.addmm(self.b_enc, self._normalize(x) - self.b_dec, self.W_enc)
