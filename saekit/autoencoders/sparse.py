@@ -1,7 +1,8 @@
 """`SparseAutoencoder`: one class for training, evaluating and browsing, whatever makes its latents sparse.
 
 Inside, activations are centred and scaled: x_n = (x - input_mean) * input_scale, with E||x_n||^2 = d_in once the input
-moments are set (after `token_norm`, where there is one). Losses live in that space; `encode` and `decode` take and return raw activations.
+moments are set (after `token_norm`, where there is one). Losses live in that space; `encode` and `decode` take and
+return raw activations.
 """
 
 from dataclasses import dataclass, field
@@ -144,7 +145,7 @@ class SparseAutoencoder(Autoencoder):
         return self.sparsifier(self._pre_activations(x))
 
     def decode(self, latents: Float[Tensor, "batch d_sae"]) -> Float[Tensor, "batch d_in"]:
-        """Raw activations from latents; with a `token_norm`, `InputError`: `decode_for` knows whose latents they are."""
+        """Raw activations from latents; `InputError` with a `token_norm`, where `decode_for` knows whose they are."""
         self._refuse_without_token()
         return self._denormalize(torch.addmm(self.b_dec, latents, self.W_dec))
 
@@ -272,8 +273,8 @@ class SparseAutoencoder(Autoencoder):
     def _refuse_without_token(self) -> None:
         if self.config.token_norm != "none":
             raise InputError(
-                f"Latents of an autoencoder with token_norm={self.config.token_norm!r} do not say how large their token "
-                "was. Type: sae.decode_for(x, latents)"
+                f"Latents of an autoencoder with token_norm={self.config.token_norm!r} do not say how large their "
+                "token was. Type: sae.decode_for(x, latents)"
             )
 
     def _pre_activations(self, x: Tensor) -> Tensor:
