@@ -1,6 +1,9 @@
 """The command line: `saekit <job> [options]`. Each job's `--help` is its documentation."""
 
+import contextlib
+import functools
 import importlib
+import io
 import logging
 import os
 import sys
@@ -62,13 +65,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def load_job(name: str, arguments: Sequence[str]) -> tuple[Any, Any]:
-    """The parsed config and the `run` function of a job. Exits (tyro) on `--help` and on words it cannot parse."""
+    """The parsed config and the `run` function of a job. Exits (tyro) on `--help` and on words it cannot parse.
+
+    Raises the `ConfigError` of a config that refuses its values; tyro would draw it in a box of several lines.
+    """
     import tyro
 
     module_name, config_name, _ = JOBS[name]
     module = importlib.import_module(module_name)
-    config_class = getattr(module, config_name)
-    config = tyro.cli(config_class, args=list(arguments), prog=f"saekit {name}")
+    parse = functools.partial(tyro.cli, getattr(module, config_name), args=list(arguments), prog=f"saekit {name}")
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            config = parse(console_outputs=False)
+    except SystemExit as stop:
+        cause: BaseException | None = stop
+        while cause is not None:
+            if isinstance(cause, SaekitError):
+                raise cause from None
+            cause = cause.__context__
+        config = parse()  # to say on the console what it could not parse, or to print the help
     return config, module.run
 
 

@@ -216,3 +216,10 @@ def _umask() -> int:
     current = os.umask(0)
     os.umask(current)
     return current
+
+
+def readable_bytes(n_bytes: int) -> str:
+    """A number of bytes for people, in decimal units: `3.1 MB`, `12.40 GB`."""
+    if n_bytes < 1e6:
+        return f"{n_bytes / 1e3:.1f} kB"
+    return f"{n_bytes / 1e6:.1f} MB" if n_bytes < 1e9 else f"{n_bytes / 1e9:.2f} GB"

@@ -24,6 +24,9 @@ class _Fake:
     def __init__(self) -> None:
         self.n_batches = 0
 
+    def resolve(self, hook_point: str) -> str:
+        return hook_point
+
     def width(self, hook_point: str) -> int:
         return self.d_model * (1 + POINTS.index(hook_point))
 

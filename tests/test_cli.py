@@ -66,3 +66,27 @@ def test_a_reader_that_has_seen_enough_is_no_error() -> None:
     command = f"{sys.executable} -m saekit explore --help | true; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["--d-sae", "32", "--expansion", "2"], "exactly one of d_sae=32 and expansion=2 is needed"),
+        (["--d-sae", "32", "top-k", "--k", "0"], "TopK: k=0 is not 1 or larger"),
+    ],
+)
+def test_a_config_that_refuses_its_values_is_one_line(
+    words: list[str], problem: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "--store", "a", "--out", "b", *words]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert len(printed.err.splitlines()) == 1
+    assert problem in printed.err
+
+
+def test_words_that_cannot_be_parsed_are_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--stor", "a"])
+    assert stop.value.code == 2
+    assert "--store" in capsys.readouterr().err

@@ -241,9 +241,13 @@ def test_a_run_with_one_checkpoint_stands_for_it_and_with_several_does_not(tmp_p
     with pytest.raises(CheckpointError, match=r"holds 2 checkpoints; name one of them: .*checkpoint-0.*checkpoint-1"):
         find_checkpoint(tmp_path / "two")
     (tmp_path / "unfinished").mkdir()
-    (tmp_path / "unfinished" / "run.json").touch()
+    (tmp_path / "unfinished" / "run.json").write_text('{"finished": false}')
     with pytest.raises(CheckpointError, match="not finished"):
         find_checkpoint(tmp_path / "unfinished")
+    (tmp_path / "gone").mkdir()
+    (tmp_path / "gone" / "run.json").write_text('{"finished": true}')
+    with pytest.raises(CheckpointError, match="is finished, but its checkpoint/ is gone"):
+        find_checkpoint(tmp_path / "gone")
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match="neither a checkpoint nor a training run"):
         find_checkpoint(tmp_path / "empty")

@@ -98,7 +98,7 @@ class TextBackbone(Backbone):
         if self.max_context is not None and options.context_size > self.max_context:
             raise ConfigError(
                 f"TextWindows.context_size={options.context_size} exceeds the {self.max_context} positions of "
-                f"{self.spec}; lower context_size."
+                f"{self.spec}. On the command line: --text.context-size {self.max_context}"
             )
         front, back = self.wrapping(options)
         room = options.context_size - len(front) - len(back)

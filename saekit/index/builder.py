@@ -23,7 +23,16 @@ from tqdm import tqdm
 
 import saekit
 from saekit.errors import FeatureIndexError
-from saekit.files import free_bytes, hash_file, hash_json, make_directory, read_json, sync_directory, write_json
+from saekit.files import (
+    free_bytes,
+    hash_file,
+    hash_json,
+    make_directory,
+    read_json,
+    readable_bytes,
+    sync_directory,
+    write_json,
+)
 from saekit.index import format as layout
 from saekit.index.merge import merge
 from saekit.store.examples import ExampleTable
@@ -137,7 +146,21 @@ def _claim(out: Path, plan: IndexPlan) -> Iterator[None]:
                 f"{out} holds an unfinished index of another checkpoint, store or option. "
                 "Choose another `out`, or delete it."
             )
-        yield
+        try:
+            yield
+        except BaseException:
+            _leave_nothing_empty(out)
+            raise
+
+
+def _leave_nothing_empty(out: Path) -> None:
+    """Remove what was made in `out` unless it holds a block, which the next attempt starts from."""
+    partial = out / layout.PARTIAL
+    if any((partial / "blocks").glob("[0-9]*")) or not partial.is_dir():
+        return
+    shutil.rmtree(partial, ignore_errors=True)
+    if not any(out.iterdir()):
+        out.rmdir()
 
 
 def _check_disk(out: Path, plan: IndexPlan, examples: ExampleTable, encode: Encode) -> None:
@@ -154,8 +177,9 @@ def _check_disk(out: Path, plan: IndexPlan, examples: ExampleTable, encode: Enco
     free = free_bytes(out)
     if needed - present > free:
         raise FeatureIndexError(
-            f"An index of {n_rows:,} rows with about {per_row:.0f} active latents each needs {needed / 1e9:.1f} GB "
-            f"at its peak; {out.absolute().parent} has {free / 1e9:.1f} GB free. Free some, or choose another disk."
+            f"An index of {n_rows:,} rows with about {per_row:.0f} active latents each needs "
+            f"{readable_bytes(needed)} at its peak; {out.absolute().parent} has {readable_bytes(free)} free. "
+            "Free some, or choose another disk."
         )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from saekit.errors import StoreError
-from saekit.files import free_bytes
+from saekit.files import free_bytes, readable_bytes
 from saekit.inputs import SourceSize
 from saekit.store import Example
 from saekit.store.format import rows_bytes
@@ -61,21 +61,21 @@ def check_disk(expected: Estimate, n_rows_done: int, path: Path) -> None:
     """Log the estimate; raise `StoreError` when what is still to be written does not fit on the disk."""
     free = free_bytes(path)
     if expected.n_rows is None or expected.n_bytes is None:
-        logger.info("Size unknown: the source does not tell its length. %.1f GB free for %s.", free / 1e9, path)
+        logger.info("Size unknown: the source does not tell its length. %s free for %s.", readable_bytes(free), path)
         return
     left = round(expected.n_bytes * max(0, expected.n_rows - n_rows_done) / max(1, expected.n_rows))
     logger.info(
-        "Estimate from the first examples: about %s rows, %.2f GB (%.2f GB still to write); %.1f GB free for %s.",
+        "Estimate from the first examples: about %s rows, %s (%s still to write); %s free for %s.",
         f"{expected.n_rows:,}",
-        expected.n_bytes / 1e9,
-        left / 1e9,
-        free / 1e9,
+        readable_bytes(expected.n_bytes),
+        readable_bytes(left),
+        readable_bytes(free),
         path,
     )
     if left > free:
         raise StoreError(
-            f"{path} needs about {left / 1e9:.2f} GB more and its disk has {free / 1e9:.2f} GB free. Lower --n-tokens, "
-            f"name fewer hook points, or give an --out on another disk."
+            f"{path} needs about {readable_bytes(left)} more and its disk has {readable_bytes(free)} free. "
+            f"Lower --n-tokens, name fewer hook points, or give an --out on another disk."
         )
 
 

@@ -1,5 +1,6 @@
 """Extract: run a backbone over texts or images and keep the activations at its hook points on disk."""
 
+import dataclasses
 import itertools
 import logging
 import random
@@ -14,7 +15,7 @@ from tqdm import tqdm
 
 from saekit.backbones import Backbone, ImageTokens, TextBackbone, TextWindows, load_backbone
 from saekit.errors import ConfigError, InputError
-from saekit.files import to_tagged
+from saekit.files import readable_bytes, to_tagged
 from saekit.inputs import Document, ImageInput, SkipLog, SourceSize, measure_source, read_documents, read_images
 from saekit.jobs.estimate import Estimate, check_disk, estimate
 from saekit.jobs.example_stream import CHUNK_BATCHES, Chunk, ExampleStream, cut_into_chunks
@@ -114,10 +115,14 @@ def extract(
         raise ConfigError(f"max_norm_ratio={max_norm_ratio}; it is above 1, or 0 to keep every token.")
     options = options or backbone.default_options()
     log = SkipLog() if skipped is None else skipped
+    if size is None and isinstance(inputs, (str, Path)):
+        size = measure_source(inputs, images=backbone.kind == "image")
     plan = {
         "backbone": backbone.describe(),
         "options": to_tagged(options),
         "source": source or (str(inputs) if isinstance(inputs, (str, Path)) else "in memory"),
+        # A source that has grown since is another source: an extraction of the old one is not gone on with.
+        "source_size": None if size is None else dataclasses.asdict(size),
         "n_tokens": n_tokens,
         "max_norm_ratio": max_norm_ratio,
         "sample_seed": sample_seed,
@@ -127,7 +132,11 @@ def extract(
     }
     if isinstance(hook_points, str):
         raise ConfigError(f"hook_points={hook_points!r} is a string, not a list. Type: hook_points=[{hook_points!r}]")
-    widths = {point: backbone.width(point) for point in dict.fromkeys(hook_points)}
+    # Two spellings of one place (layers.1, layers.1:output) are stored once, under the first.
+    spellings: dict[str, str] = {}
+    for point in hook_points:
+        spellings.setdefault(backbone.resolve(point), point)
+    widths = {point: backbone.width(point) for point in spellings.values()}
     layout = backbone.layout_for(options)
     with (
         full_disk_explained(Path(out)),
@@ -137,7 +146,7 @@ def extract(
             logger.info("%s is complete already.", out)
             writer.finish()
             return ActivationStore.open(out)
-        items, known_size = _open_inputs(backbone.kind, inputs, log)
+        items, known_size = _open_inputs(backbone.kind, inputs, log, size)
         if sample_seed is not None:
             items = list(items)
             random.Random(sample_seed).shuffle(items)
@@ -157,7 +166,7 @@ def extract(
             first = next(ahead)
             if writer.n_done == 0 and not first.examples:
                 raise InputError(f"No usable example in the source{_reasons(stream.skipped)}.")
-            expected = estimate(first.examples, size or known_size, n_tokens, widths, storage_dtype, vocabulary)
+            expected = estimate(first.examples, known_size, n_tokens, widths, storage_dtype, vocabulary)
             check_disk(expected, writer.n_rows_done, Path(out))
             with _progress(backbone.kind, expected, writer, progress) as bar:
                 for chunk in itertools.chain([first], ahead):
@@ -205,7 +214,7 @@ def describe_store(store: ActivationStore) -> str:
     widths = ", ".join(f"{point} [{store.d_model(point)}]" for point in store.hook_points)
     n_bytes = sum(rows_bytes(store.n_rows, store.d_model(point), store.meta["dtype"]) for point in store.hook_points)
     lines = [
-        f"{store.path}: {store.n_rows:,} rows of {store.n_examples:,} examples at {widths}, {n_bytes / 1e9:.2f} GB "
+        f"{store.path}: {store.n_rows:,} rows of {store.n_examples:,} examples at {widths}, {readable_bytes(n_bytes)} "
         f"in {store.meta['dtype']}, {store.meta['skipped']['count']} skipped"
     ]
     for id, reason in store.meta["skipped"]["first"][:5]:
@@ -227,13 +236,12 @@ def describe_store(store: ActivationStore) -> str:
     return "\n".join(lines)
 
 
-def _open_inputs(kind: str, inputs: Inputs, log: SkipLog) -> tuple[Iterable[Any], SourceSize]:
+def _open_inputs(kind: str, inputs: Inputs, log: SkipLog, size: SourceSize | None) -> tuple[Iterable[Any], SourceSize]:
     """The inputs as documents or images, and what is known of their number and length."""
     if isinstance(inputs, (str, Path)):
-        size = measure_source(inputs, images=kind == "image")
-        return (read_documents if kind == "text" else read_images)(inputs, skipped=log), size
-    if not isinstance(inputs, Sequence):
-        return _wrap(kind, inputs), SourceSize()
+        return (read_documents if kind == "text" else read_images)(inputs, skipped=log), size or SourceSize()
+    if size is not None or not isinstance(inputs, Sequence):
+        return _wrap(kind, inputs), size or SourceSize()
     items = list(_wrap(kind, inputs))
     n_bytes = sum(len(item.text.encode("utf-8", "surrogatepass")) for item in items) if kind == "text" else None
     return items, SourceSize(n_inputs=len(items), n_bytes=n_bytes)

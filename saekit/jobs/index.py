@@ -15,7 +15,7 @@ from saekit.autoencoders import Autoencoder, SparseAutoencoder, load_autoencoder
 from saekit.backbones import Backbone, load_backbone
 from saekit.backbones.base import resolve_device
 from saekit.errors import BackboneError, CheckpointError, ConfigError, SaekitError, StoreError
-from saekit.files import hash_bytes, to_tagged
+from saekit.files import hash_bytes, read_json, to_tagged
 from saekit.index import FeatureIndex
 from saekit.index.builder import Encode, IndexPlan, RowCodes, write_index
 from saekit.index.dictionary import dictionary_arrays
@@ -163,7 +163,12 @@ def find_checkpoint(path: str | Path) -> Path:
     if found:
         names = ", ".join(str(each) for each in found)
         raise CheckpointError(f"{path} holds {len(found)} checkpoints; name one of them: {names}.")
-    if (path / "run.json").is_file():
+    if (path / "run.json").is_file() and read_json(path / "run.json", CheckpointError)["finished"]:
+        raise CheckpointError(
+            f"The training run in {path} is finished, but its checkpoint/ is gone. Bring it back, or delete {path} and "
+            "train again."
+        )
+    if (path / "run.json").is_file() or (path / "config.json").is_file():
         raise CheckpointError(
             f"The training run in {path} is not finished. Run the `saekit train` that began it again."
         )

@@ -74,7 +74,9 @@ class TrainConfig:
             if (value := getattr(self, name)) is not None and value < 1
         ]
         if (self.d_sae is None) == (self.expansion is None):
-            problems.append(f"exactly one of d_sae={self.d_sae} and expansion={self.expansion} is needed")
+            problems.append(
+                f"exactly one of d_sae={self.d_sae} and expansion={self.expansion} is needed, e.g. --expansion 16"
+            )
         if not 0 <= self.held_out_share < 1:
             problems.append(f"held_out_share={self.held_out_share} is not in [0, 1)")
         if problems:

@@ -87,6 +87,11 @@ class RunDirectory:
         if self.is_finished:
             self._publish()
         saved = self.path / self._pointer["state"]
+        if self.is_finished and (gone := [str(at) for at in self.checkpoints if not at.exists()]):
+            raise CheckpointError(
+                f"The training run in {self.path} is finished, but {', '.join(gone)} is gone. Bring it back, or delete "
+                f"{self.path} and train again."
+            )
         for model, name in zip(models, self.names, strict=True):
             at = self.path / name if self.is_finished else saved / name
             model.load_state_dict(load_autoencoder(at).state_dict())
