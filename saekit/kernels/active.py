@@ -34,6 +34,53 @@ def active_relu(
     return found.by_row()
 
 
+def active_above(
+    centred: Float[Tensor, "batch d_in"],
+    weights: Weights,
+    floors: Float[Tensor, " d_sae"],
+    max_density: float = 1.0,
+) -> SparseLatents | None:
+    """Pre-activations above their latent's floor; None as soon as more than `max_density` of them seem to be."""
+    b_enc = weights.b_enc.detach().numpy()
+    limits = floors.detach().numpy().astype(b_enc.dtype) - b_enc
+    found = _Found(len(centred))
+    for start, block in _blocks(centred, weights):
+        entries, at = block.numpy(), slice(start, start + block.shape[1])
+        found.add(entries, entries > limits[at], start, b_enc[at])
+        if found.n > max_density * len(centred) * max(start + block.shape[1], len(b_enc) // 4):
+            return None
+    return found.by_row()
+
+
+def active_batch_topk(
+    centred: Float[Tensor, "batch d_in"], weights: Weights, n: int, guess: float = 0.0
+) -> SparseLatents:
+    """The n largest pre-activations of the whole batch, where positive; ties at the n-th are cut anyhow.
+
+    Exact whatever `guess` is. One a little below the n-th largest saves time: if n entries reach it, the n largest are
+    among them; if fewer do, all is done again from zero, with a bound that rises to the n-th largest seen.
+    """
+    least = float(np.finfo(weights.b_enc.detach().numpy().dtype).smallest_subnormal)
+    for start_bound in (guess, least) if guess > least else (least,):
+        found, bound = _Found(len(centred)), start_bound
+        n_at_update = 0
+        for start, block in _blocks(centred, weights):
+            block.add_(weights.b_enc.detach()[start : start + block.shape[1]])
+            entries = block.numpy()
+            found.add(entries, entries >= bound, start)
+            if found.n > 2 * n + n_at_update:
+                bound = max(bound, found.nth_largest(n))
+                n_at_update = found.n
+        if found.n >= n:
+            break
+    candidates = found.by_row()
+    if len(candidates.values) <= n:
+        return candidates
+    keep = np.zeros(len(candidates.values), bool)
+    keep[np.argpartition(candidates.values.numpy(), -n)[-n:]] = True
+    return _keep(candidates, candidates.rows(), torch.from_numpy(keep))
+
+
 def active_topk(centred: Float[Tensor, "batch d_in"], weights: Weights, k: int) -> SparseLatents:
     """The k largest pre-activations of each row of centred inputs, where positive; ties at the k-th are cut anyhow.
 
@@ -105,6 +152,9 @@ class _Found:
         self._columns.append((columns + start).astype(np.int32))
         self._values.append(values if bias is None else values + bias[columns])
         self.n += len(flat)
+
+    def nth_largest(self, n: int) -> float:
+        return float(np.partition(np.concatenate(self._values), -n)[-n])
 
     def by_row(self) -> SparseLatents:
         rows = np.concatenate(self._rows)

@@ -10,6 +10,8 @@ from torch import Tensor
 from saekit.errors import ConfigError
 from saekit.kernels import active, cpu, dense, reference
 from saekit.kernels.buffers import GradientBuffers
+from saekit.kernels.cpu_entries import CpuEntries
+from saekit.kernels.entries import DenseEntries, Entries
 from saekit.kernels.types import SparseLatents, Step, Weights
 
 Path = Literal["auto", "dense", "sparse"]
@@ -52,6 +54,50 @@ class StepChooser:
         pre_acts = dense.pre_activations(x, weights)
         return self._took("dense", reference.topk_step(x, pre_acts, weights, k, k_aux, is_dead))
 
+    def batch_topk_step(
+        self,
+        x: Float[Tensor, "batch d_in"],
+        weights: Weights,
+        n: int,
+        k_aux: int,
+        is_dead: Bool[Tensor, " d_sae"],
+        guess: float = 0.0,
+    ) -> Step:
+        """The n largest latents of the batch, and AuxK; see `reference.batch_topk_step`. `guess` saves time only."""
+        if self._is_worth_it(n, x, weights) and self._may_be_sparse(x, weights):
+            return self._took("sparse", cpu.batch_topk_step(x, weights, n, k_aux, is_dead, guess, self.buffers))
+        pre_acts = dense.pre_activations(x, weights)
+        return self._took("dense", reference.batch_topk_step(x, pre_acts, weights, n, k_aux, is_dead))
+
+    def entries_above(
+        self, x: Float[Tensor, "batch d_in"], weights: Weights, floors: Float[Tensor, " d_sae"]
+    ) -> Entries:
+        """At least the pre-activations above their latent's floor; finish with `Entries.step` and `took`."""
+        if self._may_be_sparse(x, weights):
+            limit = 1.0 if self.path == "sparse" else self.max_density
+            with torch.no_grad():
+                found = active.active_above(x - weights.b_dec, weights, floors, limit)
+            if found is not None:
+                return CpuEntries(x, weights, found, self.buffers)
+        return DenseEntries(x, weights)
+
+    def largest_entries(
+        self, x: Float[Tensor, "batch d_in"], weights: Weights, n: int, guess: float = 0.0
+    ) -> Entries:
+        """At least the n largest pre-activations of the batch, where positive (`Entries.largest`)."""
+        if self._is_worth_it(n, x, weights) and self._may_be_sparse(x, weights):
+            with torch.no_grad():
+                found = active.active_batch_topk(x - weights.b_dec, weights, n, guess)
+            return CpuEntries(x, weights, found, self.buffers)
+        return DenseEntries(x, weights)
+
+    def took(self, step: Step) -> Step:
+        """Log the path that a step made from `Entries` has taken, where it is another than before."""
+        return self._took("dense" if isinstance(step.latents, Tensor) else "sparse", step)
+
+    def _is_worth_it(self, n: int, x: Tensor, weights: Weights) -> bool:
+        return self.path == "sparse" or n <= self.max_density * len(x) * len(weights.b_enc)
+
     def _may_be_sparse(self, x: Tensor, weights: Weights) -> bool:
         if self.path == "dense":
             return False
@@ -81,6 +127,13 @@ def active_relu(centred: Float[Tensor, "batch d_in"], weights: Weights) -> Spars
 def active_topk(centred: Float[Tensor, "batch d_in"], weights: Weights, k: int) -> SparseLatents | None:
     """`active.active_topk` where it exists, else None."""
     return None if _obstacle(centred, weights) else active.active_topk(centred, weights, k)
+
+
+def active_above(
+    centred: Float[Tensor, "batch d_in"], weights: Weights, floors: Float[Tensor, " d_sae"]
+) -> SparseLatents | None:
+    """`active.active_above` where it exists, else None."""
+    return None if _obstacle(centred, weights) else active.active_above(centred, weights, floors)
 
 
 def row_dots(a: Float[Tensor, "rows width"], b: Float[Tensor, "rows width"]) -> Float[Tensor, " rows"]:

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from saekit.kernels.active import active_relu, active_topk, sort_stably
+from saekit.kernels.active import active_batch_topk, active_relu, active_topk, sort_stably
 from saekit.kernels.buffers import GradientBuffers
 from saekit.kernels.reference import topk_latents
 from saekit.kernels.types import SparseLatents, Step, Weights
@@ -47,6 +47,23 @@ def topk_step(
     """As `reference.topk_step` with its encoder. AuxK is computed on the dead latents' rows only."""
     with torch.no_grad():
         active = active_topk(x - weights.b_dec, weights, k)
+    dead = is_dead.nonzero().view(-1) if k_aux > 0 else is_dead.new_empty(0, dtype=torch.int64)
+    reconstruction, auxk, x_hat = _TopKStep.apply(x, *weights, active, k_aux, dead, buffers or GradientBuffers())
+    return Step(reconstruction, auxk, x_hat, active, _n_fired(active, weights))
+
+
+def batch_topk_step(
+    x: Float[Tensor, "batch d_in"],
+    weights: Weights,
+    n: int,
+    k_aux: int,
+    is_dead: Bool[Tensor, " d_sae"],
+    guess: float = 0.0,
+    buffers: GradientBuffers | None = None,
+) -> Step:
+    """As `reference.batch_topk_step` with its encoder; `guess` is `active.active_batch_topk`'s."""
+    with torch.no_grad():
+        active = active_batch_topk(x - weights.b_dec, weights, n, guess)
     dead = is_dead.nonzero().view(-1) if k_aux > 0 else is_dead.new_empty(0, dtype=torch.int64)
     reconstruction, auxk, x_hat = _TopKStep.apply(x, *weights, active, k_aux, dead, buffers or GradientBuffers())
     return Step(reconstruction, auxk, x_hat, active, _n_fired(active, weights))

@@ -37,6 +37,25 @@ def topk_latents(pre_acts: Float[Tensor, "batch d_sae"], k: int) -> Float[Tensor
     return torch.zeros_like(pre_acts).scatter(1, indices, values.relu())
 
 
+def batch_topk_latents(pre_acts: Float[Tensor, "batch d_sae"], n: int) -> Float[Tensor, "batch d_sae"]:
+    """The n largest pre-activations of the whole batch, where positive (Bussmann et al. 2024, arXiv:2412.06410)."""
+    return topk_latents(pre_acts.reshape(1, -1), n).reshape(pre_acts.shape)
+
+
+def batch_topk_step(
+    x: Float[Tensor, "batch d_in"],
+    pre_acts: Float[Tensor, "batch d_sae"],
+    weights: Weights,
+    n: int,
+    k_aux: int,
+    is_dead: Bool[Tensor, " d_sae"],
+) -> Step:
+    """As `topk_step` with the n largest pre-activations of the whole batch."""
+    latents = batch_topk_latents(pre_acts, n)
+    x_hat = torch.addmm(weights.b_dec, latents, weights.W_dec)
+    return _step(x, x_hat, latents, auxk(x - x_hat, pre_acts, weights, k_aux, is_dead))
+
+
 def topk_step(
     x: Float[Tensor, "batch d_in"],
     pre_acts: Float[Tensor, "batch d_sae"],
@@ -66,11 +85,18 @@ def auxk(
     """
     if k_aux == 0:
         return error.new_zeros(())
-    target = error.detach()
     latents = topk_latents(pre_acts.masked_fill(~is_dead, -torch.inf), min(k_aux, pre_acts.shape[1]))
-    missed = (latents @ weights.W_dec - target).square().sum()
+    return torch.where(is_dead.any(), auxk_of(latents, weights.W_dec, error), 0.0)
+
+
+def auxk_of(
+    latents: Float[Tensor, "batch n_latents"], W_dec: Float[Tensor, "n_latents d_in"], error: Float[Tensor, "batch d_in"]
+) -> Float[Tensor, ""]:
+    """Share of `error`, a fixed target, that `latents` with decoder rows `W_dec` fail to explain, times d_in."""
+    target = error.detach()
+    missed = (latents @ W_dec - target).square().sum()
     scale = target.shape[1] / target.square().sum().clamp_min(torch.finfo(target.dtype).tiny)
-    return torch.where(is_dead.any(), missed * scale, 0.0)
+    return missed * scale
 
 
 def _step(x: Tensor, x_hat: Tensor, latents: Tensor, penalty: Tensor) -> Step:
