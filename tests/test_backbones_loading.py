@@ -10,7 +10,7 @@ from torch import nn
 
 from saekit.backbones.blocks import find_blocks
 from saekit.backbones.load import family_of
-from saekit.backbones.third_party import _imports, import_timm, import_transformers
+from saekit.backbones.third_party import _imports, import_timm, make_torchvision_importable
 from saekit.cli import main
 from saekit.errors import BackboneError, MissingExtraError
 
@@ -103,6 +103,13 @@ def test_a_missing_package_names_the_pip_line(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(MissingExtraError, match=r"'timm'.*pip install 'saekit\[vision\]'"):
         import_timm()
+
+
+def test_a_torchvision_without_pillow_names_the_pip_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    make_torchvision_importable.cache_clear()
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(MissingExtraError, match=r"'PIL'.*pip install 'saekit\[vision\]'"):
+        make_torchvision_importable()
 
 
 def test_the_hooks_job_lists_hook_points_with_widths(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -38,9 +38,12 @@ def import_timm() -> Any:
 def make_torchvision_importable() -> None:
     """Import torchvision; where that fails for want of its operators, declare them and import it again.
 
-    A torchvision that is absent or that imports is left alone.
+    A torchvision that is absent or that imports is left alone; one without Pillow raises `MissingExtraError`.
     """
-    if importlib.util.find_spec("torchvision") is None or _imports("torchvision"):
+    if importlib.util.find_spec("torchvision") is None:
+        return
+    require("PIL", "vision")  # which torchvision imports, but says so in no way that Transformers understands
+    if _imports("torchvision"):
         return
     library = torch.library.Library("torchvision", "FRAGMENT")
     for name, schema in _SCHEMAS.items():
