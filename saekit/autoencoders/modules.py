@@ -181,7 +181,7 @@ def linear_layers(module: nn.Module) -> list[nn.Linear | TransposedLinear]:
 def seeded(seed: int) -> Iterator[None]:
     """torch's CPU random state is that of `seed` inside, and what it was before afterwards."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         yield
 
 

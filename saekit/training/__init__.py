@@ -2,5 +2,7 @@
 
 from saekit.training.config import FitConfig, FitResult
 from saekit.training.fit import fit
+from saekit.training.pretrain import pretrain
+from saekit.training.rows import ShuffledRows
 
-__all__ = ["FitConfig", "FitResult", "fit"]
+__all__ = ["FitConfig", "FitResult", "ShuffledRows", "fit", "pretrain"]

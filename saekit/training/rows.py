@@ -1,0 +1,43 @@
+"""`ShuffledRows`: shuffled batches of a tensor that fits in memory, for `fit`."""
+
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from saekit.errors import ConfigError
+from saekit.files import Json
+
+
+class ShuffledRows:
+    """The rows of `x` in a new seeded order in each epoch; a run on them can be resumed."""
+
+    def __init__(self, x: Float[Tensor, "n d_in"], batch_size: int, n_epochs: float = 1, seed: int = 0) -> None:
+        """`n_epochs` may be a fraction: the last epoch then ends early."""
+        if batch_size < 1 or n_epochs <= 0 or len(x) < 1:
+            raise ConfigError(
+                f"ShuffledRows of {len(x)} rows with batch_size={batch_size}, n_epochs={n_epochs}: all are above 0."
+            )
+        self.x, self.batch_size, self.seed = x, batch_size, seed
+        self.n_tokens = max(1, round(n_epochs * len(x)))
+        """Rows of all epochs together."""
+        self._n_taken = 0
+
+    def __iter__(self) -> Iterator[Tensor]:
+        n_batches = -(-len(self.x) // self.batch_size)
+        while True:
+            epoch, first = divmod(self._n_taken, n_batches)
+            generator = torch.Generator().manual_seed(hash((self.seed, epoch)) % 2**63)
+            order = torch.randperm(len(self.x), generator=generator).to(self.x.device)
+            for batch in order.split(self.batch_size)[first:]:
+                self._n_taken += 1
+                yield self.x[batch]
+
+    def state_dict(self) -> Json:
+        """Where the stream is: the next batch is the first one not yet handed out."""
+        return {"n_taken": self._n_taken}
+
+    def load_state_dict(self, state: Json) -> None:
+        """Go on from `state_dict()`."""
+        self._n_taken = state["n_taken"]
