@@ -10,7 +10,7 @@ from torch import nn
 
 from saekit.backbones.blocks import find_blocks
 from saekit.backbones.load import family_of
-from saekit.backbones.third_party import _imports, import_timm, make_torchvision_importable
+from saekit.backbones.third_party import _imports, import_timm, import_transformers, make_torchvision_importable
 from saekit.cli import main
 from saekit.errors import BackboneError, MissingExtraError
 
