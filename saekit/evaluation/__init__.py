@@ -1,9 +1,18 @@
-"""Numbers about a checkpoint: reconstruction, faithfulness to the backbone, and the baselines they stand beside."""
+"""Numbers about a checkpoint: reconstruction, faithfulness, usefulness, and the baselines they stand beside."""
 
-from saekit.evaluation.baselines import Baseline, identity, mean_ablation, pca, random_dictionary, zero_ablation
+from saekit.evaluation.baselines import (
+    Baseline,
+    identity,
+    mean_ablation,
+    pca,
+    pca_of_equal_fvu,
+    random_dictionary,
+    zero_ablation,
+)
 from saekit.evaluation.faithfulness import (
     NextToken,
-    class_change,
+    class_agreement,
+    class_losses,
     knn_accuracy,
     next_token_losses,
     recovered_representation,
@@ -24,13 +33,15 @@ __all__ = [
     "NextToken",
     "Reconstruction",
     "bootstrap_ratio",
-    "class_change",
+    "class_agreement",
+    "class_losses",
     "identity",
     "knn_accuracy",
     "mean_ablation",
     "measure_reconstruction",
     "next_token_losses",
     "pca",
+    "pca_of_equal_fvu",
     "random_dictionary",
     "recovered_representation",
     "representations",

@@ -1,6 +1,7 @@
 """What a reconstruction must beat, and the identity it cannot: reconstructions without anything learned from a loss."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -38,20 +39,51 @@ def zero_ablation() -> Baseline:
     return Baseline(name="zero", k=0, reconstruct=torch.zeros_like)
 
 
+def principal_directions(covariance: Float[Tensor, "d_in d_in"]) -> Float[Tensor, "d_in d_in"]:
+    """Orthonormal columns (float64), that of most variance first."""
+    return torch.linalg.eigh(covariance.double()).eigenvectors.flip(1)
+
+
 def pca(mean: Float[Tensor, " d_in"], covariance: Float[Tensor, "d_in d_in"], k: int) -> Baseline:
     """Projection on the `k` directions of most variance: the best any `k` fixed directions can do for the FVU.
 
     An autoencoder chooses its latents row by row and should do better at L0 = k. `k` above d_in means all directions.
     """
     k = min(k, len(mean))
-    # eigh orders eigenvalues upwards, so the last k columns are the principal directions.
-    directions = torch.linalg.eigh(covariance.double()).eigenvectors[:, len(mean) - k :]
+    directions = principal_directions(covariance)[:, :k]
 
     def reconstruct(x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_in"]:
         centre, basis = mean.to(x), directions.to(x)
         return centre + (x - centre) @ basis @ basis.T
 
     return Baseline(name="pca", k=k, reconstruct=reconstruct)
+
+
+def pca_of_equal_fvu(
+    mean: Float[Tensor, " d_in"],
+    covariance: Float[Tensor, "d_in d_in"],
+    rows: Iterable[Float[Tensor, "_ d_in"]],
+    fvu: float,
+) -> Baseline:
+    """`pca` with as few directions as explain `rows` as well as `fvu`: how many dense numbers an autoencoder is worth.
+
+    All directions when even they do not reach it, which happens for an `fvu` of almost 0 alone.
+    """
+    d_in = len(mean)
+    directions = principal_directions(covariance)
+    energy = torch.zeros(d_in, dtype=torch.float64)
+    total, first, n = 0.0, torch.zeros(d_in, dtype=torch.float64), 0
+    for batch in rows:
+        centred = (batch.double().cpu() - mean.double().cpu()) @ directions.cpu()
+        energy += centred.square().sum(0)
+        first += centred.sum(0)
+        total += float(centred.square().sum())
+        n += len(batch)
+    variance = total - float(first.square().sum()) / max(n, 1)
+    left = (total - energy.cumsum(0)).clamp(min=0)
+    reached = torch.nonzero(left <= fvu * variance)
+    k = int(reached[0]) + 1 if len(reached) else d_in
+    return dataclasses.replace(pca(mean, covariance, k), name="pca, equal fvu")
 
 
 def random_dictionary(mean: Float[Tensor, " d_in"], d_sae: int, k: int, seed: int = 0) -> Baseline:

@@ -27,7 +27,10 @@ CLEAN = "clean"
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class NextToken:
-    """The loss on every predicted token, without an intervention (`"clean"`) and with each of several."""
+    """The loss on every prediction, without an intervention (`"clean"`) and with each of several.
+
+    A prediction is a next token, or the class of an image.
+    """
 
     documents: Int[np.ndarray, " n_tokens"]
     """Which document each predicted token belongs to; any integers."""
@@ -52,6 +55,17 @@ class NextToken:
         """Median, 90 % and 99 % quantile of the KL over predicted tokens: a good mean can hide broken tokens."""
         q50, q90, q99 = np.quantile(self.kl[name], [0.5, 0.9, 0.99])
         return float(q50), float(q90), float(q99)
+
+    def increase_quantiles(self, name: str) -> tuple[float, float, float]:
+        """Median, 90 % and 99 % quantile over predicted tokens of how much the loss rose; negative where it fell."""
+        q50, q90, q99 = np.quantile(self.cross_entropy[name] - self.cross_entropy[CLEAN], [0.5, 0.9, 0.99])
+        return float(q50), float(q90), float(q99)
+
+    def kl_interval(self, name: str, *, n_bootstrap: int = 1000, seed: int = 0) -> Interval | None:
+        """95 % bootstrap interval of `mean_kl` over documents."""
+        _, which, counts = np.unique(self.documents, return_inverse=True, return_counts=True)
+        total = np.bincount(which, weights=self.kl[name].astype(np.float64))
+        return bootstrap_ratio(total, counts.astype(np.float64), n_replicates=n_bootstrap, seed=seed)
 
     def recovered(self, name: str, ablated: str) -> float:
         """`ce_recovered` of `name` against the ablation `ablated`."""
@@ -123,6 +137,22 @@ def next_token_losses(
 
 
 @torch.no_grad()
+def class_losses(logits: Mapping[str, Float[Tensor, "example class"]]) -> NextToken:
+    """The losses of a classifier on its own clean predictions: `logits` of each intervention and of `"clean"`.
+
+    The target of an image is the class that the unchanged model gives it, so that no labels are needed and clean is as
+    good as can be. Each image is a document.
+    """
+    targets = logits[CLEAN].argmax(-1).cpu().numpy()
+    found = {name: _loss_and_kl(logits[CLEAN], changed, targets) for name, changed in logits.items()}
+    return NextToken(
+        documents=np.arange(len(targets)),
+        cross_entropy={name: loss for name, (loss, _) in found.items()},
+        kl={name: divergence for name, (_, divergence) in found.items()},
+    )
+
+
+@torch.no_grad()
 def representations(
     represent: Forward,
     batches: Iterable[Sequence[Example]],
@@ -150,11 +180,9 @@ def recovered_representation(
     return float(1 - (changed.double() - clean.double()).square().sum() / worst) if worst else math.nan
 
 
-def class_change(clean: Float[Tensor, "example class"], changed: Float[Tensor, "example class"]) -> tuple[float, float]:
-    """Of a classifier's logits: mean KL(clean || changed) in nats, and share of examples whose top class stays."""
-    log_p, log_q = clean.double().log_softmax(-1), changed.double().log_softmax(-1)
-    kl = float((log_p.exp() * (log_p - log_q)).sum(-1).mean())
-    return max(kl, 0.0), float((clean.argmax(-1) == changed.argmax(-1)).double().mean())
+def class_agreement(clean: Float[Tensor, "example class"], changed: Float[Tensor, "example class"]) -> float:
+    """Share of examples whose top class stays."""
+    return float((clean.argmax(-1) == changed.argmax(-1)).double().mean())
 
 
 def knn_accuracy(

@@ -1,6 +1,7 @@
 """How an autoencoder uses its latents while it reconstructs: L0, L1, densities, silent and dead shares."""
 
 import dataclasses
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,8 +34,30 @@ class LatentUse:
     """Share of latents that fire on more than 10 % of the rows."""
     above_1_percent_share: float
     """Share of latents that fire on more than 1 % of the rows."""
+    dense_mass: float
+    """Share of all firings that are of latents above 10 %: what a few dense latents carry."""
+    above_1_percent_mass: float
+    """Share of all firings that are of latents above 1 %."""
+    density_histogram: "DensityHistogram"
+    """How many latents fire how often."""
     density: Float[np.ndarray, " n_latents"] = dataclasses.field(repr=False)
     """Share of rows on which each latent fires; not written to metrics.json."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DensityHistogram:
+    """Latents by the logarithm of their density; those that never fired are `LatentUse.silent_share`."""
+
+    log10_edges: tuple[float, ...]
+    """Ascending edges of the bins: five to a power of ten, from one in 10^8 to every row."""
+    counts: tuple[int, ...]
+    """Latents in each bin."""
+
+    @classmethod
+    def of(cls, density: Float[np.ndarray, " n_latents"]) -> "DensityHistogram":
+        edges = np.linspace(-8, 0, 41)
+        logs = np.log10(density[density > 0]).clip(edges[0], edges[-1])
+        return cls(log10_edges=tuple(edges.round(6).tolist()), counts=tuple(np.histogram(logs, bins=edges)[0].tolist()))
 
 
 class CountingReconstruction:
@@ -53,8 +76,8 @@ class CountingReconstruction:
             self._count(active.latents, active.values, len(x), sae.config.d_sae)
             return decode_active(sae, active)
         latents = sae.encode(x)
-        is_active = latents > sae.sparsifier.active_above if isinstance(sae, SparseAutoencoder) else latents != 0
-        self._count(is_active.nonzero()[:, 1], latents[is_active], len(x), latents.shape[1])
+        active = _active(sae, latents)
+        self._count(active.latents, active.values, len(x), latents.shape[1])
         return sae.decode(latents)
 
     def _count(self, latents: Tensor, values: Tensor, n_rows: int, n_latents: int) -> None:
@@ -76,8 +99,27 @@ class CountingReconstruction:
             dead_share=_dead_share(self.sae),
             dense_share=float((density > 0.1).mean()),
             above_1_percent_share=float((density > 0.01).mean()),
+            dense_mass=_share_of(density, density > 0.1),
+            above_1_percent_mass=_share_of(density, density > 0.01),
+            density_histogram=DensityHistogram.of(density),
             density=density,
         )
+
+
+@torch.no_grad()
+def active_latents(sae: Autoencoder, x: Float[Tensor, "batch d_in"]) -> tuple[SparseLatents, int]:
+    """The active latents of raw activations, of any autoencoder, and how many latents it has."""
+    if isinstance(sae, SparseAutoencoder):
+        return sae.encode_sparse(x), sae.config.d_sae
+    latents = sae.encode(x)
+    return _active(sae, latents), latents.shape[1]
+
+
+def _active(sae: Autoencoder, latents: Float[Tensor, "batch n_latents"]) -> SparseLatents:
+    is_active = latents > sae.sparsifier.active_above if isinstance(sae, SparseAutoencoder) else latents != 0
+    row_offsets = torch.zeros(len(latents) + 1, dtype=torch.int64, device=latents.device)
+    row_offsets[1:] = is_active.sum(1).cumsum(0)
+    return SparseLatents(row_offsets, is_active.nonzero()[:, 1].int(), latents[is_active])
 
 
 def decode_active(sae: SparseAutoencoder, active: SparseLatents) -> Float[Tensor, "batch d_in"]:
@@ -86,6 +128,10 @@ def decode_active(sae: SparseAutoencoder, active: SparseLatents) -> Float[Tensor
     if active.values.numel() > _DENSE_ABOVE * n_rows * sae.config.d_sae:
         return sae.decode(active.to_dense(sae.config.d_sae))
     return sae.decode_sparse(active)
+
+
+def _share_of(density: Float[np.ndarray, " n_latents"], chosen: np.ndarray) -> float:
+    return float(density[chosen].sum() / density.sum()) if density.any() else math.nan
 
 
 def _dead_share(sae: Autoencoder) -> float | None:

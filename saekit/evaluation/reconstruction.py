@@ -38,6 +38,10 @@ class Reconstruction:
     """E |x_hat|^2 / E <x, x_hat> (Rajamanoharan et al. 2024, arXiv:2404.16014, eq. 10): 1 unbiased, below 1 shrunk."""
     reconstruction_bias_centred: float
     """The same about the mean of the rows, which could hide the shrinkage if large. NaN for a constant x_hat."""
+    norm_ratio: float
+    """Mean over rows of |x_hat| / |x|, a zero row counting as 0."""
+    published: dict[str, float]
+    """Other toolkits' numbers under their names, to compare with tables that print them; see `published_variants`."""
 
 
 @torch.no_grad()
@@ -73,6 +77,8 @@ def measure_reconstruction(
             "error": squared_error.sum(),
             "deviation": squared_deviation.sum(),
             "cosine": torch.nn.functional.cosine_similarity(x, x_hat, dim=-1).sum(),
+            "norm_ratio": _ratios(x_hat.norm(dim=-1), x.norm(dim=-1)).sum(),
+            "row_fvu": _ratios(squared_error, squared_deviation).sum(),
             "x_x": x.square().sum(),
             "hat_hat": x_hat.square().sum(),
             "x_hat_product": (x * x_hat).sum(),
@@ -108,7 +114,40 @@ def measure_reconstruction(
         cosine=float(total["cosine"]) / n,
         reconstruction_bias=_bias(float(total["x_x"]), float(total["hat_hat"]), float(total["x_hat_product"])),
         reconstruction_bias_centred=_bias(squared_deviation_total, hat_hat, product),
+        norm_ratio=float(total["norm_ratio"]) / n,
+        published=published_variants(
+            error=float(total["error"]) / n,
+            squared_norm=float(total["x_x"]) / n,
+            row_fvu=float(total["row_fvu"]) / n,
+            d_in=d_in,
+        ),
     )
+
+
+SAEBENCH_BATCH = 2048
+
+
+def published_variants(*, error: float, squared_norm: float, row_fvu: float, d_in: int) -> dict[str, float]:
+    """What other toolkits' published formulas give, so that their tables can be compared with; two of them are wrong.
+
+    `error` is E|x - x_hat|^2, `squared_norm` E|x|^2 and `row_fvu` E[|x - x_hat|^2 / |x - mean|^2].
+
+    - `sae_lens_legacy_explained_variance` (also SAEBench's `explained_variance_legacy`, the one in its paper):
+      1 - `row_fvu`. A mean of ratios: rows near the mean dominate. They centre on each batch, we on the whole store.
+    - `saebench_explained_variance` (up to 0.6; SAELens before 6.54): 1 - E|x - x_hat|^2 / (E|x|^2 - m^2), where m,
+      meant to be the mean activation, is the mean over dimensions of E[x_d^2]. It has no meaning as a variance.
+    - `saebench_mse`: E|x - x_hat|^2 divided by the tokens of a batch, here its default of 2,048.
+    """
+    denominator = squared_norm - (squared_norm / d_in) ** 2
+    return {
+        "sae_lens_legacy_explained_variance": 1 - row_fvu,
+        "saebench_explained_variance": 1 - error / denominator if denominator else math.nan,
+        "saebench_mse": error / SAEBENCH_BATCH,
+    }
+
+
+def _ratios(above: Tensor, below: Tensor) -> Tensor:
+    return torch.where(below > 0, above / below.where(below > 0, 1.0), 0.0)
 
 
 def _ratio(above: float, below: float) -> float:

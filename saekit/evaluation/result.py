@@ -9,6 +9,8 @@ from saekit import __version__
 from saekit.evaluation.intervals import Interval
 from saekit.evaluation.latents import LatentUse
 from saekit.evaluation.reconstruction import Reconstruction
+from saekit.evaluation.summary import published_lines, usefulness_lines
+from saekit.evaluation.usefulness import Usefulness
 
 SCHEMA = 1
 SAE = "sae"
@@ -21,7 +23,7 @@ class Method:
     """One way of replacing the activations: the autoencoder, or a baseline beside it."""
 
     name: str
-    """`"sae"`, `"identity"`, `"pca"`, `"random dictionary"`, `"mean"` or `"zero"`."""
+    """`"sae"`, `"identity"`, `"pca"`, `"pca, equal fvu"`, `"random dictionary"`, `"mean"` or `"zero"`."""
     k: float | int | None = None
     """Numbers kept per row: the autoencoder's L0, the rank of PCA; None where that has no meaning."""
     reconstruction: Reconstruction | None = None
@@ -44,6 +46,8 @@ class Evaluation:
     """The autoencoder first, then the baselines."""
     faithfulness: dict[str, Any]
     """On what faithfulness was measured, with the clean model's own numbers; `{"skipped": why}` when it was not."""
+    usefulness: Usefulness | None = None
+    """Probes, monosemanticity, labels, geometry, description length, pairs; None when left out."""
 
     @property
     def sae(self) -> Method:
@@ -58,10 +62,23 @@ class Evaluation:
             "fvu": self.sae.reconstruction.fvu,
             "dead_share" if dead is not None else "silent_share": self.latents.silent_share if dead is None else dead,
         }
-        for name in ("ce_recovered_zero", "ce_recovered_mean", "knn_accuracy", "representation_recovered_mean"):
+        for name in (
+            "ce_recovered_zero",
+            "ce_recovered_mean",
+            "linear_probe_accuracy",
+            "knn_accuracy",
+            "representation_recovered_mean",
+        ):
             value = self.sae.faithfulness.get(name)
             if isinstance(value, float):
                 first[name] = value
+        if self.usefulness is not None:
+            score = self.usefulness.monosemanticity.get("latents")
+            if score is not None:
+                first["monosemanticity"] = score["mean"]
+            for result in self.usefulness.probing.get("results", ()):
+                if (result["features"], result["k"]) == ("latents", 1):
+                    first["probe_accuracy_k1"] = result["accuracy"]
         return first
 
     def to_json(self) -> dict[str, Any]:
@@ -80,6 +97,7 @@ class Evaluation:
                 "latents": latents,
                 "faithfulness": self.faithfulness,
                 "methods": methods,
+                "usefulness": None if self.usefulness is None else self.usefulness.to_json(),
             }
         )
 
@@ -115,6 +133,10 @@ class Evaluation:
             ).rstrip()
             for row in rows
         ]
+        assert self.sae.reconstruction is not None
+        lines += ["", *published_lines(self.sae.reconstruction.published)]
+        if self.usefulness is not None:
+            lines += usefulness_lines(self.usefulness.to_json())
         return "\n".join(lines)
 
 
@@ -125,6 +147,8 @@ _COLUMNS = {
     "ce_recovered_zero_interval": "95 %",
     "ce_recovered_mean": "(mean)",
     "ce_recovered_mean_interval": "95 %",
+    "linear_probe_accuracy": "probe accuracy",
+    "linear_probe_accuracy_interval": "95 %",
     "knn_accuracy": "kNN accuracy",
     "representation_recovered_zero": "representation recovered (zero)",
     "representation_recovered_mean": "(mean)",

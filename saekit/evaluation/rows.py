@@ -1,18 +1,22 @@
 """Which rows of a store a number is taken over: held-out documents, random examples, and reading them in chunks."""
 
+import csv
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from saekit.errors import ConfigError, StoreError
+from saekit.errors import ConfigError, InputError, StoreError
 from saekit.evaluation.reconstruction import RowChunk
 from saekit.store import ActivationStore
 from saekit.store.split import held_out
 
 Examples = Int[np.ndarray, "_"]
+PROBE_TEST_SHARE = 0.3
 
 
 def split_examples(store: ActivationStore, held_out_share: float) -> tuple[Examples, Examples]:
@@ -31,6 +35,77 @@ def split_examples(store: ActivationStore, held_out_share: float) -> tuple[Examp
             f"{held_out_share}. Evaluate on all of them with held_out_share=0, which training has then seen."
         )
     return everything[is_out], everything[~is_out]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Labels:
+    """What the documents of a store are called."""
+
+    names: list[str]
+    of_document: Int[np.ndarray, " n_documents"]
+    """Index into `names`, -1 for none."""
+
+    def of_examples(self, store: ActivationStore, examples: Examples) -> Int[np.ndarray, " n"]:
+        """The label of each of `examples`."""
+        return self.of_document[np.asarray(store.examples.document_of)[examples]]
+
+
+def store_labels(store: ActivationStore) -> Labels:
+    """The labels that came with the inputs."""
+    table = store.examples
+    of_document = np.full(len(table.documents), -1, dtype=np.int64)
+    of_document[np.asarray(table.document_of)] = np.asarray(table.label_of)
+    return Labels(names=list(table.label_names), of_document=of_document)
+
+
+def read_labels(path: str | Path, store: ActivationStore) -> Labels:
+    """Labels from a CSV file of `document,label` lines (a first line `document,label` or `id,label` is a heading).
+
+    Documents that it does not name have no label. Raises `InputError` that lists what is wrong: ids that the store does
+    not have, ids with two labels, lines that are not pairs.
+    """
+    path = Path(path)
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            lines = [(number, line) for number, line in enumerate(csv.reader(file), 1) if line]
+    except (OSError, UnicodeDecodeError) as cause:
+        raise InputError(f"{path} cannot be read as a CSV file of document,label lines: {cause}") from None
+    if lines and [word.strip().lower() for word in lines[0][1]] in (["document", "label"], ["id", "label"]):
+        del lines[0]
+    malformed = [number for number, line in lines if len(line) != 2]
+    pairs = [(line[0], line[1]) for _, line in lines if len(line) == 2]
+    known = {document: i for i, document in enumerate(store.examples.documents)}
+    labels: dict[str, str] = {}
+    twice = sorted({id for id, label in pairs if labels.setdefault(id, label) != label})
+    unknown = sorted(set(labels) - set(known))
+    problems = [
+        f"{len(items)} {what}, first {', '.join(map(repr, items[:3]))}"
+        for what, items in (
+            ("lines are not document,label", malformed),
+            ("documents are not in the store", unknown),
+            ("documents have two labels", twice),
+        )
+        if items
+    ]
+    if problems or not labels:
+        documents = ", ".join(map(repr, list(known)[:3]))
+        raise InputError(
+            f"{path} does not match the labels of {store.path}: {'; '.join(problems) or 'it names no document'}. The "
+            f"store's documents are called {documents} ..."
+        )
+    names = sorted(set(labels.values()))
+    of_document = np.full(len(known), -1, dtype=np.int64)
+    for id, label in labels.items():
+        of_document[known[id]] = names.index(label)
+    return Labels(names=names, of_document=of_document)
+
+
+def probe_split(store: ActivationStore, evaluated: Examples, seen: Examples) -> tuple[Examples, Examples]:
+    """Examples to fit probes on and to judge them on: seen and held out; split by hash where nothing was held out."""
+    if not len(np.intersect1d(evaluated, seen)):
+        return seen, evaluated
+    is_test = held_out(store.examples.documents, PROBE_TEST_SHARE)[store.examples.document_of]
+    return evaluated[~is_test[evaluated]], evaluated[is_test[evaluated]]
 
 
 def random_examples(examples: Examples, n: int, seed: int) -> Examples:
