@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from saekit.autoencoders.base import LossTerms
 from saekit.autoencoders.encoder_decoder import EncoderDecoder, check_sizes
 from saekit.autoencoders.likelihoods import Likelihood, SquaredError
-from saekit.autoencoders.modules import Mlp, Network, linear_layers
+from saekit.autoencoders.modules import Activation, Mlp, Network, linear_layers
 from saekit.autoencoders.norms import limit_outgoing_norms_
 from saekit.autoencoders.sparsity import KLDivergence, KLDivergenceSparsifier
 from saekit.errors import ConfigError
@@ -59,6 +59,8 @@ class ClassicSparseAutoencoderConfig:
     """Weight of half the squared norm of all weights (not biases) in the loss."""
     seed: int = 0
     """Seed of the initial weights."""
+
+    code: ClassVar[Activation] = "sigmoid"
 
     def __post_init__(self) -> None:
         check_sizes(self, "d_in", "d_latent")
