@@ -200,7 +200,7 @@ class VariationalAutoencoder(EncoderDecoder):
 
     @torch.no_grad()
     def interpolate(
-        self, a: Float[Tensor, "batch d_in"], b: Float[Tensor, "batch d_in"], n: int = 8
+        self, a: Float[Tensor, "batch d_in"], b: Float[Tensor, "batch_b d_in"], n: int = 8
     ) -> Float[Tensor, "batch n d_in"]:
         """Reconstructions of `n` codes evenly spaced on the line from `encode(a)` to `encode(b)`, ends included."""
         if a.shape != b.shape:
