@@ -19,7 +19,12 @@ JOBS: dict[str, tuple[str, str, str]] = {
     "hooks": ("saekit.jobs.hooks", "HooksConfig", "List the hook points of a model."),
     "extract": ("saekit.jobs.extract", "ExtractConfig", "Run a model over texts or images and store its activations."),
     "train": ("saekit.jobs.train", "TrainConfig", "Train a sparse autoencoder on a store."),
-    "eval": ("saekit.jobs.evaluate", "EvaluateConfig", "Measure a checkpoint: reconstruction and faithfulness."),
+    "eval": (
+        "saekit.jobs.evaluate",
+        "EvaluateConfig",
+        "Measure a checkpoint: reconstruction, faithfulness, usefulness.",
+    ),
+    "steer": ("saekit.jobs.steer", "SteerConfig", "Edit latents inside the model and compare what it says."),
     "index": ("saekit.jobs.index", "IndexConfig", "Index what every latent of a checkpoint fires on."),
     "explore": ("saekit.jobs.explore", "ExploreConfig", "Browse an index in the browser."),
     "demo": ("saekit.jobs.demo", "DemoConfig", "All of the above on an embedded model and real data."),

@@ -4,6 +4,7 @@ Each is a context manager: inside the block every forward pass of the backbone's
 after it, also after an exception, no hook is left.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -14,10 +15,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from saekit.autoencoders import Autoencoder
+from saekit.autoencoders import Autoencoder, SparseAutoencoder
 from saekit.backbones import Backbone, ImageTokens
 from saekit.errors import ConfigError
 from saekit.hooks import patch
+from saekit.kernels import SparseLatents
 
 Rows = Float[Tensor, "row width"]
 Positions = Sequence[Int[np.ndarray, "_"]]
@@ -55,6 +57,27 @@ class Add:
 
 
 Edit = Scale | Set | Add
+
+_EDIT = re.compile(r"(\d+)([=+x])([-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?)", re.IGNORECASE)
+_SIGNS: dict[str, type[Edit]] = {"=": Set, "+": Add, "x": Scale}
+
+
+def parse_edits(words: Sequence[str]) -> dict[int, Edit]:
+    """Edits by latent from words: `17=8` sets latent 17 to 8, `17+4` adds 4, `17x0` multiplies by 0 (ablates it).
+
+    Raises `ConfigError` that lists all words that are none, and latents that are named twice.
+    """
+    found = {word: _EDIT.fullmatch(word.strip()) for word in words}
+    wrong = [word for word, match in found.items() if match is None]
+    latents = [int(match[1]) for match in found.values() if match]
+    twice = sorted({latent for latent in latents if latents.count(latent) > 1})
+    if wrong or twice or not words:
+        problems = [f"{word!r} is no edit" for word in wrong] + [f"latent {latent} is named twice" for latent in twice]
+        raise ConfigError(
+            f"edits: {'; '.join(problems) or 'none given'}. An edit is LATENT=VALUE (set), LATENT+VALUE (add) or "
+            "LATENTxFACTOR (multiply; x0 ablates), for example 17=8."
+        )
+    return {int(match[1]): _SIGNS[match[2].lower()](float(match[3])) for match in found.values() if match}
 
 
 @contextmanager
@@ -124,7 +147,8 @@ def steer(
 
     With `keep_error`, what the autoencoder does not explain is kept: x' = x - decode(latents) + decode(edited), so that
     no edits mean no change. Without it x' = decode(edited), the reconstruction's own error included. `positions` are as
-    in `splice`.
+    in `splice`; in `generate` they count from the first token of the prompt, and positions past it are tokens that are
+    written later.
 
     Raises `HookPointError`, and `ConfigError` for latents that do not exist (all of them) or for a width mismatch.
     """
@@ -136,39 +160,90 @@ def steer(
     if unknown:
         raise ConfigError(f"No such latents: {unknown}; the autoencoder has 0 to {d_latent - 1}.")
 
+    # Decoding is affine and only a few latents change: their rows of the decoder are all that has to be added.
+    is_sparse = isinstance(sae, SparseAutoencoder) and sae.sparsifier.active_above == 0
+
     def reconstruct(x: Rows) -> Rows:
-        latents = sae.encode(x)
-        edited = latents.clone()
-        for latent, edit in edits.items():
-            edited[:, latent] = edit(latents[:, latent])
-        decoded = sae.decode(edited)
-        return x + (decoded - sae.decode(latents)) if keep_error else decoded
+        return _steered_sparse(sae, x, edits, keep_error) if is_sparse else _steered_dense(sae, x, edits, keep_error)
 
     with splice(backbone, hook_point, reconstruct, positions=positions):
         yield
+
+
+@torch.no_grad()
+def _steered_dense(sae: Autoencoder, x: Rows, edits: Mapping[int, Edit], keep_error: bool) -> Rows:
+    latents = sae.encode(x)
+    edited = latents.clone()
+    for latent, edit in edits.items():
+        edited[:, latent] = edit(latents[:, latent])
+    decoded = sae.decode(edited)
+    return x + (decoded - sae.decode(latents)) if keep_error else decoded
+
+
+@torch.no_grad()
+def _steered_sparse(sae: Any, x: Rows, edits: Mapping[int, Edit], keep_error: bool) -> Rows:
+    active: SparseLatents = sae.encode_sparse(x)
+    chosen = torch.tensor(sorted(edits), dtype=torch.int64, device=x.device)
+    at = torch.full((sae.config.d_sae,), -1, dtype=torch.int64, device=x.device)
+    at[chosen] = torch.arange(len(chosen), device=x.device)
+    where = at[active.latents.long()]
+    hit = where >= 0
+    before = active.values.new_zeros(len(x), len(chosen))
+    before[active.rows()[hit], where[hit]] = active.values[hit]
+    if len(chosen):
+        after = torch.stack([edits[latent](before[:, i]) for i, latent in enumerate(chosen.tolist())], 1)
+        row_offsets = torch.arange(len(x) + 1, device=x.device) * len(chosen)
+        difference = SparseLatents(row_offsets, chosen.repeat(len(x)).int(), (after - before).flatten())
+        nothing = SparseLatents(row_offsets[:2] * 0, chosen[:0].int(), active.values[:0])
+        change = sae.decode_sparse(difference) - sae.decode_sparse(nothing)
+    else:
+        change = torch.zeros_like(x)
+    return change + (x if keep_error else sae.decode_sparse(active))
 
 
 Choose = Callable[[Tensor], Bool[Tensor, "batch token"]]
 Chooser = Callable[[nn.Module], AbstractContextManager[Choose]]
 
 
+@contextmanager
+def _watched(model: nn.Module) -> Iterator[dict[str, Any]]:
+    """What the forward pass that is running was given: how many tokens came before (in a cache), and its mask."""
+    seen: dict[str, Any] = {"n_before": 0, "attention_mask": None, "is_cached": False}
+
+    def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        cache = kwargs.get("past_key_values")
+        seen["n_before"] = cache.get_seq_length() if cache is not None else 0
+        seen["attention_mask"] = kwargs.get("attention_mask")
+        seen["is_cached"] = bool(kwargs.get("use_cache"))
+
+    handle = model.register_forward_pre_hook(look, with_kwargs=True)
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
 def _given(positions: Positions) -> Chooser:
     @contextmanager
     def chooser(model: nn.Module) -> Iterator[Choose]:
         longest = max((int(p.max()) + 1 for p in positions if len(p)), default=0)
+        with _watched(model) as seen:
 
-        def choose(x: Tensor) -> Bool[Tensor, "batch token"]:
-            if x.ndim != 3 or x.shape[0] != len(positions) or x.shape[1] < longest:
-                raise ConfigError(
-                    f"positions are for {len(positions)} sequences of at least {longest} tokens; the activation has "
-                    f"shape {list(x.shape)}. Run the forward pass on exactly those sequences."
-                )
-            chosen = torch.zeros(x.shape[:2], dtype=torch.bool)
-            for row, where in zip(chosen, positions, strict=True):
-                row[torch.from_numpy(where.astype(np.int64))] = True
-            return chosen.to(x.device)
+            def choose(x: Tensor) -> Bool[Tensor, "batch token"]:
+                # A pass that fills a cache is part of a longer text: later positions come in later passes.
+                is_short = not seen["is_cached"] and x.ndim == 3 and seen["n_before"] + x.shape[1] < longest
+                if x.ndim != 3 or x.shape[0] != len(positions) or is_short:
+                    raise ConfigError(
+                        f"positions are for {len(positions)} sequences of at least {longest} tokens; the activation "
+                        f"has shape {list(x.shape)}. Run the forward pass on exactly those sequences."
+                    )
+                chosen = torch.zeros(x.shape[:2], dtype=torch.bool)
+                for row, where in zip(chosen, positions, strict=True):
+                    here = where.astype(np.int64) - seen["n_before"]
+                    row[torch.from_numpy(here[(here >= 0) & (here < len(row))])] = True
+                return chosen.to(x.device)
 
-        yield choose
+            yield choose
 
     return chooser
 
@@ -185,33 +260,24 @@ def _by_default(backbone: Backbone) -> Chooser:
 
     @contextmanager
     def chooser(model: nn.Module) -> Iterator[Choose]:
-        seen: dict[str, Any] = {}
+        with _watched(model) as seen:
 
-        def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            cache = kwargs.get("past_key_values")
-            seen["n_before"] = cache.get_seq_length() if cache is not None else 0
-            seen["attention_mask"] = kwargs.get("attention_mask")
+            def choose(x: Tensor) -> Bool[Tensor, "batch token"]:
+                if x.ndim != 3:
+                    raise ConfigError(f"Interventions need activations [batch token width], not {list(x.shape)}.")
+                n_batch, n_tokens = x.shape[:2]
+                mask, n_before = seen["attention_mask"], seen["n_before"]
+                if mask is None or mask.ndim != 2 or mask.shape[1] < n_before + n_tokens:
+                    position = torch.arange(n_before, n_before + n_tokens, device=x.device).expand(n_batch, n_tokens)
+                    real = torch.ones_like(position, dtype=torch.bool)
+                else:
+                    # Counts real tokens only, so that it holds for padding on either side and for cached passes.
+                    real = mask[:, n_before : n_before + n_tokens].to(x.device).bool()
+                    position = (mask.to(x.device).bool().cumsum(1) - 1)[:, n_before : n_before + n_tokens]
+                table = torch.tensor([*kept, keeps_patches], device=x.device)
+                return real & table[position.clamp(0, len(kept))]
 
-        def choose(x: Tensor) -> Bool[Tensor, "batch token"]:
-            if x.ndim != 3:
-                raise ConfigError(f"Interventions need activations [batch token width], not {list(x.shape)}.")
-            n_batch, n_tokens = x.shape[:2]
-            mask, n_before = seen.get("attention_mask"), seen.get("n_before", 0)
-            if mask is None or mask.ndim != 2 or mask.shape[1] < n_before + n_tokens:
-                position = torch.arange(n_before, n_before + n_tokens, device=x.device).expand(n_batch, n_tokens)
-                real = torch.ones_like(position, dtype=torch.bool)
-            else:
-                # Counts real tokens only, so that it holds for padding on either side and for cached passes.
-                real = mask[:, n_before : n_before + n_tokens].to(x.device).bool()
-                position = (mask.to(x.device).bool().cumsum(1) - 1)[:, n_before : n_before + n_tokens]
-            table = torch.tensor([*kept, keeps_patches], device=x.device)
-            return real & table[position.clamp(0, len(kept))]
-
-        handle = model.register_forward_pre_hook(look, with_kwargs=True)
-        try:
             yield choose
-        finally:
-            handle.remove()
 
     return chooser
 

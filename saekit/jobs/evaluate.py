@@ -106,9 +106,9 @@ class EvaluateConfig:
     usefulness: bool = True
     """Also measure latents one by one: probing, monosemanticity, labels, decoder geometry, bits."""
     n_probe_tokens: int = 32_768
-    """Rows to fit probes on, and at most as many to judge them on."""
+    """Rows to fit probes on (images have a number of their own), and about as many to judge them on."""
     n_probe_images: int = 256
-    """Images, other than those measured on, whose final representation a linear probe is fitted on."""
+    """Images, other than those measured on, to fit probes on."""
     embedder: str | None = None
     """Images: another vision model, whose final representation judges monosemanticity; by default the backbone's."""
     report: bool = True
@@ -266,14 +266,16 @@ def evaluate(
 
     chosen = random_examples(evaluated, n_examples, seed)
     to_fit, to_test = probe_split(store, evaluated, seen)
-    to_fit = random_documents(store, to_fit, n_probe_tokens, seed) if len(to_fit) else to_fit
     to_test = random_documents(store, to_test, n_probe_tokens, seed) if len(to_test) else to_test
     pictures = None
     if backbone is not None and backbone.kind == "image" and inputs is not None:
-        others = random_examples(np.setdiff1d(to_fit, chosen), n_probe_images, seed)
+        to_fit = others = random_examples(np.setdiff1d(to_fit, chosen), n_probe_images, seed)
         pictures = read_pictures(backbone, store, point, inputs, np.union1d(chosen, others))
         fit_pictures = pictures.take(others)
         vectors = _represent_all(backbone, fit_pictures, batch_size)
+
+    elif len(to_fit):
+        to_fit = random_documents(store, to_fit, n_probe_tokens, seed)
 
     faithfulness: dict[str, dict[str, Number]] = {}
     facts: dict[str, Any] = {"skipped": why_skipped}
