@@ -163,7 +163,7 @@ def test_more_active_latents_than_there_are_is_refused():
     [
         (lambda: make(d_in=0, d_sae=-1), "d_in=0 is not 1 or larger; d_sae=-1"),
         (lambda: make(sk.KLDivergence(), kernel="sparse"), "every latent of KLDivergence is active"),
-        (lambda: sk.Relu(l1=-1.0), "Relu.l1=-1.0"),
+        (lambda: sk.Relu(l1=-1.0), "Relu: l1=-1.0"),
         (lambda: sk.TopK(k=0, k_aux=0), "k=0 is not 1 or larger; k_aux=0"),
         (lambda: sk.KLDivergence(rho=0.0, active_above=1.0), "rho=0.0 is not between 0 and 1; active_above=1.0"),
     ],
@@ -210,7 +210,7 @@ def test_the_repr_is_one_line_a_person_can_read():
     sae.tokens_since_fired.zero_()
     sae.tokens_since_fired[:8] = 1000
     assert repr(sae) == (
-        "SparseAutoencoder(8 -> 32, TopK(k=4, auxk=0.03125, k_aux=None), unit decoder, 1,234 tokens seen, 25.0% dead)"
+        "SparseAutoencoder(8 -> 32, TopK(k=4), unit decoder, 1,234 tokens seen, 25.0% dead)"
     )
 
 

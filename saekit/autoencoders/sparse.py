@@ -16,10 +16,13 @@ from torch.nn.functional import embedding_bag
 from saekit import kernels
 from saekit.autoencoders.base import Autoencoder, LossTerms
 from saekit.autoencoders.sparsity import Sparsity, StepState, TopK
+from saekit.autoencoders.sparsity.base import short
 from saekit.errors import ConfigError, InputError
 from saekit.kernels import SparseLatents, StepChooser, Weights
 
 _ENCODE_ROWS = 2048
+_L0_GAIN = 0.01
+"""Most that the logarithm of the penalty's weight moves in a step towards a target L0."""
 _TOKEN_EPSILON = 1e-5  # added to the deviation, not to the variance: what published autoencoders were trained with
 
 
@@ -36,6 +39,10 @@ class SparseAutoencoderConfig:
     decoder_norm: Literal["auto", "unit", "free"] = "auto"
     """Norm of the rows of W_dec: `unit` keeps them at 1, `free` does not (an L1 penalty is then weighted by them);
     `auto` is the sparsity's own: free for KLDivergence, unit for the others."""
+    decoder_init_norm: float = 1.0
+    """Norm that the rows of a free decoder, and the encoder's with them, start from."""
+    target_l0: float | None = None
+    """Steer the weight of the sparsity's penalty until this many latents per row are active; None leaves it alone."""
     dead_after_tokens: int = 1_000_000
     """A latent that fired for none of this many tokens in a row is dead."""
     token_norm: Literal["none", "layer_norm", "rms"] = "none"
@@ -64,9 +71,23 @@ class SparseAutoencoderConfig:
             problems.append(f"kernel={self.kernel!r} is not 'auto', 'dense' or 'sparse'")
         if self.kernel == "sparse" and not self.sparsity.has_sparse_step:
             problems.append(f"kernel='sparse' cannot be: every latent of {type(self.sparsity).__name__} is active")
+        if not 0 < self.decoder_init_norm < float("inf"):
+            problems.append(f"decoder_init_norm={self.decoder_init_norm} is not above 0")
+        elif self.decoder_init_norm != 1 and not decoder_is_free(self):
+            problems.append(f"decoder_init_norm={self.decoder_init_norm} needs decoder_norm='free'")
+        if self.target_l0 is not None and not 0 < self.target_l0 <= self.d_sae:
+            problems.append(f"target_l0={self.target_l0} is not above 0 and at most d_sae={self.d_sae}")
+        if self.target_l0 is not None and not self.sparsity.has_penalty:
+            problems.append(f"target_l0={self.target_l0} has no penalty to steer in {type(self.sparsity).__name__}")
         if problems:
             raise ConfigError(f"SparseAutoencoderConfig: {'; '.join(problems)}.")
         self.sparsity.build(self.d_sae)
+
+
+def decoder_is_free(config: SparseAutoencoderConfig) -> bool:
+    """Whether rows of W_dec may have any norm."""
+    norm = config.decoder_norm
+    return (config.sparsity.decoder_norm if norm == "auto" else norm) == "free"
 
 
 class SparseAutoencoder(Autoencoder):
@@ -85,6 +106,8 @@ class SparseAutoencoder(Autoencoder):
     """int64 `[]`: training tokens so far."""
     sparsity_scale: Tensor
     """`[]`: multiplies the sparsity penalty (not AuxK); set by a training schedule, 1 when it is over."""
+    penalty_factor: Tensor
+    """`[]`: multiplies it as well, steered to the target L0; only where there is one."""
 
     def __init__(self, config: SparseAutoencoderConfig) -> None:
         super().__init__(config)
@@ -93,7 +116,7 @@ class SparseAutoencoder(Autoencoder):
         self.chooser = StepChooser(config.kernel)
         generator = torch.Generator().manual_seed(config.seed)
         W_dec = torch.randn(d_sae, d_in, generator=generator)
-        W_dec /= W_dec.norm(dim=1, keepdim=True)
+        W_dec *= config.decoder_init_norm / W_dec.norm(dim=1, keepdim=True)
         # Held transposed: steps read and write whole latents, and optimizers copy parameters that are not contiguous.
         self.W_enc_T = nn.Parameter(W_dec.clone())
         self.b_enc = nn.Parameter(torch.full((d_sae,), self.sparsifier.initial_bias))
@@ -104,6 +127,8 @@ class SparseAutoencoder(Autoencoder):
         self.register_buffer("tokens_since_fired", torch.zeros(d_sae, dtype=torch.int64))
         self.register_buffer("n_tokens_seen", torch.zeros((), dtype=torch.int64))
         self.register_buffer("sparsity_scale", torch.ones(()))
+        if config.target_l0 is not None:
+            self.register_buffer("penalty_factor", torch.ones(()))
 
     @property
     def W_enc(self) -> Float[Tensor, "d_in d_sae"]:
@@ -121,8 +146,7 @@ class SparseAutoencoder(Autoencoder):
 
     @property
     def decoder_is_free(self) -> bool:
-        norm = self.config.decoder_norm
-        return (self.config.sparsity.decoder_norm if norm == "auto" else norm) == "free"
+        return decoder_is_free(self.config)
 
     def set_input_moments_(self, mean: Float[Tensor, " d_in"], mean_squared_norm: float) -> None:
         """Centre inputs on `mean` and scale them so that E||x - mean||^2 = `mean_squared_norm` becomes d_in."""
@@ -140,9 +164,32 @@ class SparseAutoencoder(Autoencoder):
         self.input_mean.copy_(mean)
         self.input_scale.fill_((self.config.d_in / mean_squared_norm) ** 0.5)
 
+    @torch.no_grad()
+    def start_from_data_(self, x: Float[Tensor, "rows d_in"], blend: float = 0.8, seed: int = 0) -> None:
+        """Turn every latent to a row of `x`, raw activations: `blend` of its direction and the rest of the random one.
+
+        Rows are drawn without repeats where there are d_sae of them. Set the input moments first. Fewer latents are
+        dead later on (saev's data-point initialisation).
+        """
+        if not 0 <= blend <= 1:
+            raise ConfigError(f"blend={blend} is not in [0, 1].")
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.randperm(len(x), generator=generator)
+        order = order.repeat(-(-self.config.d_sae // max(1, len(x))))[: self.config.d_sae]
+        rows = self._normalize(x[order.to(x.device)].to(self.W_dec.device)) - self.b_dec
+        directions = rows / rows.norm(dim=1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
+        norms = self.W_dec.norm(dim=1, keepdim=True)
+        mixed = blend * directions + (1 - blend) * self.W_dec / norms
+        self.W_dec.copy_(mixed * norms / mixed.norm(dim=1, keepdim=True))
+        self.W_enc_T.copy_(self.W_dec)
+
+    def set_progress_(self, share: float) -> None:
+        """Tell the sparsity's schedules (an annealed k or p) how much of the run is over, 0..1, before a step."""
+        self.sparsifier.set_progress_(share)
+
     def encode(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_sae"]:
         """Latents of raw activations; they do not depend on the other rows of the batch."""
-        return self.sparsifier(self._pre_activations(x))
+        return self.sparsifier(self._pre_activations(x), self.b_enc)
 
     def decode(self, latents: Float[Tensor, "batch d_sae"]) -> Float[Tensor, "batch d_in"]:
         """Raw activations from latents; `InputError` with a `token_norm`, where `decode_for` knows whose they are."""
@@ -196,11 +243,14 @@ class SparseAutoencoder(Autoencoder):
         """The loss of a batch of raw activations; counts its tokens and which latents fired.
 
         `terms`: `reconstruction` (squared error of normalised activations, summed over features, mean over the batch),
-        the sparsity's penalty as added (`l1`, `kl` or `auxk`), `l0` (active latents per row), `fvu` (of this batch,
-        about the input mean) and `dead` (share of latents that are dead).
+        the sparsity's penalties as added (such as `l1`, `kl`, `auxk`), `l0` (active latents per row), `fvu` (of this
+        batch, about the input mean) and `dead` (share of latents that are dead).
         """
         x_n = self._normalize(x)
-        state = StepState(self.is_dead, self.sparsity_scale, self.decoder_is_free, self.chooser)
+        scale = self.sparsity_scale
+        if self.config.target_l0 is not None:
+            scale = scale * self.penalty_factor
+        state = StepState(self.is_dead, scale, self.decoder_is_free, self.chooser)
         step, penalties = self.sparsifier.training_step(x_n, self.weights, state)
         total = step.reconstruction + torch.stack(list(penalties.values())).sum()
         with torch.no_grad():
@@ -215,6 +265,9 @@ class SparseAutoencoder(Autoencoder):
                 "fvu": step.reconstruction.detach() * n_rows / x_n.square().sum(),
                 "dead": self.is_dead.float().mean(),
             }
+            if self.config.target_l0 is not None:
+                terms["penalty_factor"] = self.penalty_factor.clone()
+                self._steer_(terms["l0"], self.config.target_l0)
             x_hat = self._denormalize(step.x_hat, x)
         return LossTerms(total, terms, x_hat, step.latents)
 
@@ -232,8 +285,17 @@ class SparseAutoencoder(Autoencoder):
         # Its work is done: the memory serves the next step's gradients once `zero_grad` lets go of it.
         self.chooser.buffers.keep(self.W_enc_T.grad)
         self.chooser.buffers.keep(self.W_dec.grad)
+        self.sparsifier.project_()
         if not self.decoder_is_free:
             self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True))
+
+    def _steer_(self, l0: Tensor, target: float) -> None:
+        """Raise the penalty while too many latents are active, lower it while too few are.
+
+        By at most `_L0_GAIN` a step, and less while the penalty warms up, when L0 tells little about its weight.
+        """
+        miss = (l0.to(self.penalty_factor.dtype).clamp_min(1e-6) / target).log().clamp(-1, 1)
+        self.penalty_factor.mul_((_L0_GAIN * self.sparsity_scale * miss).exp())
 
     def extra_repr(self) -> str:
         return f"d_in={self.config.d_in}, d_sae={self.config.d_sae}"
@@ -243,7 +305,7 @@ class SparseAutoencoder(Autoencoder):
         config = self.config
         decoder = "free" if self.decoder_is_free else "unit"
         return (
-            f"SparseAutoencoder({config.d_in} -> {config.d_sae}, {config.sparsity}, {decoder} decoder, "
+            f"SparseAutoencoder({config.d_in} -> {config.d_sae}, {short(config.sparsity)}, {decoder} decoder, "
             f"{int(self.n_tokens_seen):,} tokens seen, {float(self.is_dead.float().mean()):.1%} dead)"
         )
 

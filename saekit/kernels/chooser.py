@@ -61,11 +61,11 @@ class StepChooser:
         n: int,
         k_aux: int,
         is_dead: Bool[Tensor, " d_sae"],
-        guess: float = 0.0,
+        guess: float | Float[Tensor, ""] = 0.0,
     ) -> Step:
         """The n largest latents of the batch, and AuxK; see `reference.batch_topk_step`. `guess` saves time only."""
         if self._is_worth_it(n, x, weights) and self._may_be_sparse(x, weights):
-            return self._took("sparse", cpu.batch_topk_step(x, weights, n, k_aux, is_dead, guess, self.buffers))
+            return self._took("sparse", cpu.batch_topk_step(x, weights, n, k_aux, is_dead, float(guess), self.buffers))
         pre_acts = dense.pre_activations(x, weights)
         return self._took("dense", reference.batch_topk_step(x, pre_acts, weights, n, k_aux, is_dead))
 
@@ -82,12 +82,12 @@ class StepChooser:
         return DenseEntries(x, weights)
 
     def largest_entries(
-        self, x: Float[Tensor, "batch d_in"], weights: Weights, n: int, guess: float = 0.0
+        self, x: Float[Tensor, "batch d_in"], weights: Weights, n: int, guess: float | Float[Tensor, ""] = 0.0
     ) -> Entries:
         """At least the n largest pre-activations of the batch, where positive (`Entries.largest`)."""
         if self._is_worth_it(n, x, weights) and self._may_be_sparse(x, weights):
             with torch.no_grad():
-                found = active.active_batch_topk(x - weights.b_dec, weights, n, guess)
+                found = active.active_batch_topk(x - weights.b_dec, weights, n, float(guess))
             return CpuEntries(x, weights, found, self.buffers)
         return DenseEntries(x, weights)
 

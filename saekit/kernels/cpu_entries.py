@@ -1,9 +1,10 @@
-"""`Entries` on the CPU: the entries that were asked for, found after one dense product, and sparse products for the rest.
+"""`Entries` on the CPU: those that were asked for, found after one dense product, and sparse products for the rest.
 
 Entries are held by latent, then by row, so that both weight gradients read and write each latent's row once.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -79,10 +80,8 @@ class CpuEntries(Entries):
     def step(self, decoded: Decoded, penalty: Float[Tensor, ""], latents: Tensor) -> Step:
         values = latents.detach()[self._place]
         is_active = values > 0
-        row_offsets = torch.zeros_like(self._row_offsets)
-        torch.cumsum(is_active, 0, out=(ends := torch.zeros(len(values), dtype=torch.int64)))
-        row_offsets = torch.cat([ends.new_zeros(1), ends])[self._row_offsets]
-        active = SparseLatents(row_offsets, self._latents[is_active], values[is_active])
+        n_before = torch.cat([self._row_offsets.new_zeros(1), is_active.cumsum(0)])
+        active = SparseLatents(n_before[self._row_offsets], self._latents[is_active], values[is_active])
         n_fired = torch.bincount(active.latents, minlength=len(self._weights.b_enc))
         return Step(decoded.error, penalty, decoded.x_hat, active, n_fired)
 
@@ -130,7 +129,7 @@ class _Decode(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         x, x_hat, errors = entries._x, b_dec.expand_as(entries._x), []
         by_row = latents[entries._place]
-        for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
+        for start, stop in pairwise(bounds):
             of_latents, offsets, values = entries._latents, entries._row_offsets, by_row
             if len(bounds) > 2:
                 is_inside = (of_latents >= start) & (of_latents < stop)
@@ -197,5 +196,7 @@ def _sorted(found: SparseLatents, d_sae: int) -> tuple[_ByLatent, Tensor]:
     row_offsets = found.row_offsets.numpy()
     rows = np.repeat(np.arange(len(row_offsets) - 1, dtype=np.int32), np.diff(row_offsets))[order]
     by_latent = torch.from_numpy(order)
-    pattern = _ByLatent(torch.from_numpy(offsets), torch.from_numpy(rows), found.values[by_latent], len(row_offsets) - 1)
+    pattern = _ByLatent(
+        torch.from_numpy(offsets), torch.from_numpy(rows), found.values[by_latent], len(row_offsets) - 1
+    )
     return pattern, by_latent

@@ -1,13 +1,14 @@
 """The middle of a training step, written once for every sparsity: entries of the code and what they decode to.
 
 A sparsity asks for the pre-activations that can carry a value or a gradient (`Entries`), computes latents and penalties
-from them with plain torch operations, and decodes. `DenseEntries` holds all `[batch d_sae]` of them in plain autograd and
-is the reference; a sparse implementation (`cpu_entries`) holds those that were asked for, in a vector. A device that
-implements these methods serves all sparsities.
+from them with plain torch operations, and decodes. `DenseEntries` holds all `[batch d_sae]` of them in plain autograd
+and is the reference; a sparse implementation (`cpu_entries`) holds those that were asked for, in a vector. A device
+that implements these methods serves all sparsities.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -113,7 +114,7 @@ class DenseEntries(Entries):
         bounds = [0, *prefixes, len(W_dec)]
         x_hat: Tensor = b_dec
         errors = []
-        for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
+        for start, stop in pairwise(bounds):
             x_hat = x_hat + latents[:, start:stop] @ W_dec[start:stop]
             errors.append((x_hat - self._x).square().sum() / self.n_rows)
         norms = W_dec.norm(dim=1) if with_norms else torch.ones_like(W_dec[:, 0])
@@ -131,4 +132,3 @@ class DenseEntries(Entries):
     def step(self, decoded: Decoded, penalty: Float[Tensor, ""], latents: Tensor) -> Step:
         latents = latents.detach()
         return Step(decoded.error, penalty, decoded.x_hat, latents, (latents > 0).sum(0))
-

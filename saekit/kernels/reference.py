@@ -90,7 +90,9 @@ def auxk(
 
 
 def auxk_of(
-    latents: Float[Tensor, "batch n_latents"], W_dec: Float[Tensor, "n_latents d_in"], error: Float[Tensor, "batch d_in"]
+    latents: Float[Tensor, "batch n_latents"],
+    W_dec: Float[Tensor, "n_latents d_in"],
+    error: Float[Tensor, "batch d_in"],
 ) -> Float[Tensor, ""]:
     """Share of `error`, a fixed target, that `latents` with decoder rows `W_dec` fail to explain, times d_in."""
     target = error.detach()
