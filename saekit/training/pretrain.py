@@ -20,7 +20,7 @@ def pretrain(
     stack: Sequence[Autoencoder],
     x: Float[Tensor, "n d_in"],
     *,
-    n_epochs: float,
+    n_epochs: int | float,
     batch_size: int = 100,
     config: FitConfig | Sequence[FitConfig] | None = None,
     seed: int = 0,

@@ -13,7 +13,7 @@ from saekit.files import Json
 class ShuffledRows:
     """The rows of `x` in a new seeded order in each epoch; a run on them can be resumed."""
 
-    def __init__(self, x: Float[Tensor, "n d_in"], batch_size: int, n_epochs: float = 1, seed: int = 0) -> None:
+    def __init__(self, x: Float[Tensor, "n d_in"], batch_size: int, n_epochs: int | float = 1, seed: int = 0) -> None:
         """`n_epochs` may be a fraction: the last epoch then ends early."""
         if batch_size < 1 or n_epochs <= 0 or len(x) < 1:
             raise ConfigError(

@@ -1,5 +1,6 @@
 """What holds for every autoencoder class: saved and loaded it is the same, damage is named, a kill leaves it whole."""
 
+import dataclasses
 import inspect
 import json
 import os
@@ -12,55 +13,54 @@ from pathlib import Path
 
 import pytest
 import torch
+from autoencoder_cases import CASES, D_IN, Case
 from safetensors.torch import load_file, save_file
+from torch.func import functional_call
 
 import saekit as sk
 import saekit.autoencoders
 from saekit.autoencoders import checkpoint
+from saekit.autoencoders.modules import seeded
 from saekit.errors import CheckpointError
 from saekit.files import hash_file
 
-D_IN = 6
-EXAMPLES = [
-    sk.SparseAutoencoder(sk.SparseAutoencoderConfig(d_in=D_IN, d_sae=20, sparsity=sparsity))
-    for sparsity in (sk.Relu(), sk.KLDivergence(), sk.TopK(k=3))
-]
-every_autoencoder = pytest.mark.parametrize("index", range(len(EXAMPLES)), ids=lambda i: repr(EXAMPLES[i].config)[:60])
 PROVENANCE = {"hook_point": "layers.6", "options": {"drop_first": 1}, "store_hash": "ab"}
+every_case = pytest.mark.parametrize("case", [case for case in CASES if case.trains], ids=str)
 
 
-def trained(index: int) -> sk.Autoencoder:
+def trained(case: Case) -> sk.Autoencoder:
     """A model whose parameters and buffers have all left their initial values."""
-    model = type(EXAMPLES[index])(EXAMPLES[index].config)
-    generator = torch.Generator().manual_seed(3)
+    model = case.make()
     if isinstance(model, sk.SparseAutoencoder):
-        model.set_input_moments_(torch.randn(D_IN, generator=generator), 3.0)
+        model.set_input_moments_(torch.randn(D_IN, generator=torch.Generator().manual_seed(3)), 3.0)
         model.sparsity_scale.fill_(0.5)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    for _ in range(3):
+    for step in range(3):
         optimizer.zero_grad()
-        model.training_loss(torch.randn(16, D_IN, generator=generator)).total.backward()
+        with seeded(step):
+            model.training_loss(case.batch(16, seed=step)).total.backward()
         model.project_gradients_()
         optimizer.step()
         model.project_()
+    optimizer.zero_grad()
     return model
 
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
-    return trained(0).save(tmp_path / "checkpoint", PROVENANCE)
+    return trained(CASES[0]).save(tmp_path / "checkpoint", PROVENANCE)
 
 
-def test_every_class_has_an_example():
+def test_every_class_has_a_case():
     public = vars(saekit.autoencoders).values()
     classes = {c for c in public if inspect.isclass(c) and issubclass(c, sk.Autoencoder) and not inspect.isabstract(c)}
-    assert classes == {type(example) for example in EXAMPLES}
+    assert classes == {case.kind for case in CASES}
 
 
-@every_autoencoder
-def test_loaded_is_what_was_saved_bit_for_bit(index, tmp_path):
-    model = trained(index)
-    loaded = sk.load_autoencoder(model.save(tmp_path / "checkpoint", PROVENANCE))
+@every_case
+def test_loaded_is_what_was_saved_bit_for_bit(case, tmp_path):
+    model = trained(case)
+    loaded = sk.load_autoencoder(model.save(tmp_path / "checkpoint", PROVENANCE), **case.modules())
     assert type(loaded) is type(model)
     assert loaded.config == model.config
     assert loaded.provenance == PROVENANCE
@@ -71,28 +71,124 @@ def test_loaded_is_what_was_saved_bit_for_bit(index, tmp_path):
         assert (tensor.dtype, tensor.stride()) == (state[name].dtype, state[name].stride()), name
 
 
-@every_autoencoder
-def test_a_loaded_model_trains_on_as_the_saved_one_does(index, tmp_path):
-    model = trained(index)
-    loaded = type(model).load(model.save(tmp_path / "checkpoint"))
-    x = torch.randn(16, D_IN, generator=torch.Generator().manual_seed(4))
-    for _ in range(2):
-        a, b = model.training_loss(x).total, loaded.training_loss(x).total
-        assert torch.equal(a, b)
+@every_case
+def test_a_loaded_model_trains_on_as_the_saved_one_does(case, tmp_path):
+    model = trained(case)
+    loaded = type(model).load(model.save(tmp_path / "checkpoint"), **case.modules())
+    for step in range(2):
+        totals = []
+        for each in (model, loaded):
+            with seeded(step):
+                totals.append(each.training_loss(case.batch(16, seed=4)).total)
+        assert torch.equal(*totals)
     assert all(torch.equal(a, b) for a, b in zip(model.buffers(), loaded.buffers(), strict=True))
 
 
-@every_autoencoder
-def test_forward_is_decode_after_encode_and_keeps_the_shape(index):
-    model, x = trained(index), torch.randn(5, D_IN)
+@every_case
+def test_forward_is_decode_after_encode_and_keeps_the_shape(case):
+    model, x = trained(case).eval(), case.batch(5, seed=5)
     assert torch.equal(model(x), model.decode(model.encode(x)))
     assert model(x).shape == x.shape
 
 
-@every_autoencoder
-def test_making_one_leaves_the_global_random_state_alone(index):
+@every_case
+def test_in_eval_mode_encoding_is_deterministic_and_changes_nothing(case):
+    model, x = trained(case).eval(), case.batch(5, seed=5)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with seeded(1):
+        first = model.encode(x), model(x), case.example_loss(model, x)
+    with seeded(2):
+        second = model.encode(x), model(x), case.example_loss(model, x)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@every_case
+def test_the_loss_of_an_example_does_not_depend_on_the_batch(case):
+    model, x = trained(case).eval().double(), case.batch(7, seed=5).double()
+    together = case.example_loss(model, x)
+    assert together.shape == (7,)
+    alone = torch.cat([case.example_loss(model, row[None]) for row in x])
+    torch.testing.assert_close(together, alone, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(model.encode(x)[2:3], model.encode(x[2:3]), rtol=1e-10, atol=1e-10)
+
+
+@every_case
+def test_the_loss_has_the_gradient_that_differences_give(case):
+    model = trained(case).double()
+    names = [f"model.{name}" for name, _ in model.named_parameters()]
+    x = case.batch(4, seed=6).double()
+
+    def loss(*parameters):
+        # Buffers that the loss moves are new each time.
+        state = {f"model.{name}": buffer.clone() for name, buffer in model.named_buffers()}
+        with seeded(0):
+            return functional_call(LossOf(model, case), state | dict(zip(names, parameters, strict=True)), (x,))
+
+    inputs = tuple(parameter.detach().clone().requires_grad_() for parameter in model.parameters())
+    assert torch.autograd.gradcheck(loss, inputs, fast_mode=True, atol=1e-6)
+
+
+class LossOf(torch.nn.Module):
+    """The loss as a forward pass, which `functional_call` can be given."""
+
+    def __init__(self, model: sk.Autoencoder, case: Case) -> None:
+        super().__init__()
+        self.model, self.case = model, case
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.case.smooth_loss(self.model, x)
+
+
+@every_case
+def test_under_bfloat16_autocast_the_loss_is_within_two_percent(case):
+    exact, rounded, x = trained(case), trained(case), case.batch(64, seed=7)
+    with seeded(0):
+        expected = case.smooth_loss(exact, x)
+    with seeded(0), torch.autocast("cpu", torch.bfloat16):
+        found = case.smooth_loss(rounded, x)
+        found.backward()
+    assert found.item() == pytest.approx(expected.item(), rel=0.02)
+    assert all(p.grad is None or p.grad.dtype == torch.float32 for p in rounded.parameters())
+
+
+@every_case
+def test_its_precision_is_that_of_its_parameters(case):
+    model, x = trained(case).double(), case.batch(3, seed=5).double()
+    assert {model.encode(x).dtype, model(x).dtype, case.smooth_loss(model, x).dtype} == {torch.float64}
+
+
+@every_case
+def test_the_one_loop_trains_it(case):
+    model = case.make()
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    rows = sk.ShuffledRows(case.batch(96, seed=8), batch_size=32, n_epochs=2)
+    result = sk.fit([model], rows, sk.FitConfig(lr=0.01, progress=False))
+    assert result.n_steps == 6
+    assert result.final[0]["fvu"] > 0
+    assert all(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+@every_case
+def test_nans_in_the_data_are_an_error(case):
+    x = case.batch(32, seed=8)
+    x[3, 2] = float("nan")
+    with pytest.raises(sk.InputError, match=r"x\[3, 2\] is nan|NaN"):
+        sk.fit([case.make()], [x], sk.FitConfig(progress=False))
+
+
+@every_case
+def test_sizes_of_zero_are_an_error_that_names_them(case):
+    for name in {"d_in", "d_latent", "d_sae"} & set(vars(case.config)):
+        with pytest.raises(sk.ConfigError, match=f"{name}=0"):
+            dataclasses.replace(case.config, **{name: 0})
+
+
+@every_case
+def test_making_one_leaves_the_global_random_state_alone(case):
+    modules = case.modules()
     before = torch.get_rng_state()
-    type(EXAMPLES[index])(EXAMPLES[index].config)
+    case.kind(case.config, **modules)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -120,7 +216,7 @@ def test_saving_again_replaces_the_old_one_and_keeps_the_provenance(saved):
 
 def test_replacing_works_where_directories_cannot_be_exchanged(saved, monkeypatch):
     monkeypatch.setattr(checkpoint, "_exchange", lambda a, b: False)
-    trained(1).save(saved)
+    trained(CASES[1]).save(saved)
     assert isinstance(sk.load_autoencoder(saved).config.sparsity, sk.KLDivergence)
     assert [path.name for path in saved.parent.iterdir()] == ["checkpoint"]
 
@@ -136,11 +232,11 @@ def test_without_exchange_the_old_one_is_found_between_the_two_renames(saved, mo
 
     monkeypatch.setattr(os, "rename", die_at_the_second)
     with pytest.raises(KeyboardInterrupt):
-        trained(1).save(saved)
+        trained(CASES[1]).save(saved)
     monkeypatch.undo()
     assert not saved.exists()
     assert isinstance(sk.load_autoencoder(saved).config.sparsity, sk.Relu)
-    trained(2).save(saved)
+    trained(CASES[2]).save(saved)
     assert isinstance(sk.load_autoencoder(saved).config.sparsity, sk.TopK)
     assert [path.name for path in saved.parent.iterdir()] == ["checkpoint"]
 
@@ -248,7 +344,7 @@ def test_a_directory_that_is_no_checkpoint_is_not_replaced(tmp_path):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").write_text("precious")
     with pytest.raises(CheckpointError, match="is not a checkpoint"):
-        trained(0).save(tmp_path / "thesis")
+        trained(CASES[0]).save(tmp_path / "thesis")
     assert (tmp_path / "thesis" / "chapter.tex").read_text() == "precious"
 
 
