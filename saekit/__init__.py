@@ -84,6 +84,11 @@ _PUBLIC: dict[str, str] = {
     "rbm_stack": "saekit.autoencoders",
     "autoencoder_stack": "saekit.autoencoders",
     "unroll": "saekit.autoencoders",
+    "Transcoder": "saekit.autoencoders",
+    # others' formats
+    "load_sae": "saekit.interop",
+    "save_as": "saekit.interop",
+    "push_to_hub": "saekit.interop",
     # training
     "FitConfig": "saekit.training",
     "fit": "saekit.training",

@@ -28,6 +28,14 @@ from saekit.autoencoders.linear import (
     principal_angles,
 )
 from saekit.autoencoders.modules import Convolutional, Custom, Mlp, Network
+from saekit.autoencoders.planar_maps import (
+    PlanarMap,
+    autoencoder_map,
+    knn_accuracy,
+    pca_map,
+    trustworthiness,
+    tsne_map,
+)
 from saekit.autoencoders.priors import NormalMixture, Prior, StandardNormal
 from saekit.autoencoders.rbm import RBM, LogPartition, RBMConfig
 from saekit.autoencoders.sparse import SparseAutoencoder, SparseAutoencoderConfig
@@ -44,6 +52,7 @@ from saekit.autoencoders.sparsity import (
     TopK,
 )
 from saekit.autoencoders.stack import DOCUMENTS_2, IMAGES_30, autoencoder_stack, rbm_stack, unroll
+from saekit.autoencoders.transcoder import Transcoder, TranscoderConfig
 from saekit.autoencoders.unet import UNet, UNetConfig, iou
 from saekit.autoencoders.variational import (
     ImportanceWeighted,
@@ -92,6 +101,7 @@ __all__ = [
     "Network",
     "NormalMixture",
     "PAnneal",
+    "PlanarMap",
     "PrincipalAxes",
     "Prior",
     "RBMConfig",
@@ -105,10 +115,13 @@ __all__ = [
     "SquaredError",
     "StandardNormal",
     "TopK",
+    "Transcoder",
+    "TranscoderConfig",
     "UNet",
     "UNetConfig",
     "VariationalAutoencoder",
     "VariationalAutoencoderConfig",
+    "autoencoder_map",
     "autoencoder_stack",
     "covariance_loss",
     "covariance_spectrum",
@@ -117,9 +130,13 @@ __all__ = [
     "entropy",
     "iou",
     "kl_divergence",
+    "knn_accuracy",
     "load_autoencoder",
     "oja_step_",
+    "pca_map",
     "principal_angles",
     "rbm_stack",
+    "trustworthiness",
+    "tsne_map",
     "unroll",
 ]
