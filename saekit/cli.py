@@ -25,6 +25,7 @@ JOBS: dict[str, tuple[str, str, str]] = {
         "Measure a checkpoint: reconstruction, faithfulness, usefulness.",
     ),
     "steer": ("saekit.jobs.steer", "SteerConfig", "Edit latents inside the model and compare what it says."),
+    "convert": ("saekit.jobs.convert", "ConvertConfig", "Read and write other projects' sparse autoencoders."),
     "index": ("saekit.jobs.index", "IndexConfig", "Index what every latent of a checkpoint fires on."),
     "explore": ("saekit.jobs.explore", "ExploreConfig", "Browse an index in the browser."),
     "demo": ("saekit.jobs.demo", "DemoConfig", "All of the above on an embedded model and real data."),

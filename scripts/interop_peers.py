@@ -75,8 +75,7 @@ def sparse_coder_outputs(coder: SparseCoder, x: torch.Tensor):
 def write_cases(folder: Path, x: torch.Tensor):
     torch.manual_seed(0)
     for maker in (saelens_cases, sparsify_cases, dictionary_cases):
-        for name, latents, x_hat in maker(folder, x):
-            yield name, latents, x_hat
+        yield from maker(folder, x)
 
 
 def scramble_(module: torch.nn.Module, x: torch.Tensor) -> None:

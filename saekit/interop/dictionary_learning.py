@@ -38,7 +38,7 @@ def matches(source: Source) -> bool:
     if source.path.is_dir() and source.has(WEIGHTS):
         return True
     value = source.pickled
-    return isinstance(value, dict) and _class_by_names(value) is not None
+    return isinstance(value, dict) and bool(_classes_by_names(value))
 
 
 def read(source: Source, options: ReadOptions) -> Dictionary:
@@ -57,12 +57,16 @@ def read(source: Source, options: ReadOptions) -> Dictionary:
         factor, tensors = 1.0, tensors_of(value, path)
     config = _config(path)
     trainer = config.get("trainer") if isinstance(config.get("trainer"), dict) else {}
-    name = trainer.get("dict_class") or _class_by_names(tensors)
-    if name not in SHAPES:
+    candidates = [trainer["dict_class"]] if "dict_class" in trainer else _classes_by_names(tensors)
+    if len(candidates) != 1:
+        which = " or ".join(candidates) or "none of dictionary_learning's classes"
         raise CheckpointError(
-            f"{path} is a {name!r} of dictionary_learning; saekit can read {', '.join(SHAPES)}. Without a config.json "
-            "the class is told by the tensors' names."
+            f"{path} is {which} by its tensors' names ({', '.join(tensors)}), and no {CONFIG} says which. Put one "
+            'beside it: {"trainer": {"dict_class": NAME}}.'
         )
+    name = candidates[0]
+    if name not in SHAPES:
+        raise CheckpointError(f"{path} is a {name!r} of dictionary_learning; saekit can read {', '.join(SHAPES)}.")
     optional = _OPTIONAL.get(name, {})
     check(
         str(path),
@@ -213,13 +217,12 @@ def _activation(path: Path, name: str, tensors: dict[str, Tensor], k: Any, optio
     return Activation(kind=kind, k=int(k), threshold=torch.tensor(threshold), group_sizes=groups)  # type: ignore[arg-type]
 
 
-def _class_by_names(value: dict[str, Any]) -> str | None:
-    names = set(value.get("ae", value) if isinstance(value.get("ae", value), dict) else value)
-    for name, shapes in SHAPES.items():
-        if names == set(shapes):
-            # The two have the same tensors; TopK selects by row and is the safer guess only if it is asked for.
-            return None if name == "AutoEncoderTopK" else name
-    return None
+def _classes_by_names(value: dict[str, Any]) -> list[str]:
+    """The classes whose tensors have these names; a run that was not finished keeps them under `ae`."""
+    names = set(value["ae"] if isinstance(value.get("ae"), dict) else value)
+    return [
+        name for name, shapes in SHAPES.items() if set(shapes) - set(_OPTIONAL.get(name, {})) <= names <= set(shapes)
+    ]
 
 
 def _config(path: Path) -> dict[str, Any]:

@@ -67,9 +67,7 @@ def detect(source: Source) -> str:
 
 def writer(name: str) -> Callable[[Dictionary, Path], Dictionary]:
     """The function that writes format `name`."""
-    if name not in FORMATS or FORMATS[name].writes is None:
-        reason = "can be read and not written" if name in FORMATS else "is no format that saekit knows"
-        raise ConfigError(f"{name!r} {reason}. Closest: {closest(name, (OURS, *WRITABLE))}.")
+    check_writable(name)
     function: Callable[[Dictionary, Path], Dictionary] = getattr(FORMATS[name].load(), FORMATS[name].writes or "")
     return function
 
@@ -78,3 +76,10 @@ def check_readable(name: str) -> None:
     """Raise `ConfigError` for a name that is neither "auto", ours, nor in the table of what can be read."""
     if name not in ("auto", OURS, *READABLE):
         raise ConfigError(f"{name!r} is no format that saekit reads. Closest: {closest(name, (OURS, *READABLE))}.")
+
+
+def check_writable(name: str) -> None:
+    """Raise `ConfigError` for a name that is neither ours nor in the table of what can be written."""
+    if name not in (OURS, *WRITABLE):
+        reason = "can be read and not written" if name in FORMATS else "is no format that saekit knows"
+        raise ConfigError(f"{name!r} {reason}. Writes: {', '.join((OURS, *WRITABLE))}.")

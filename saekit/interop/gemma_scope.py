@@ -1,5 +1,7 @@
 """Gemma Scope 1 (`params.npz`) and 2 (`params.safetensors`): JumpReLU autoencoders, and the second's transcoders."""
 
+import re
+
 from saekit.errors import CheckpointError
 from saekit.interop.activation import Activation
 from saekit.interop.dictionary import Dictionary
@@ -7,8 +9,8 @@ from saekit.interop.options import ReadOptions
 from saekit.interop.source import Source, check, load_npz, load_safetensors, one_of
 
 FIRST, SECOND, CONFIG = "params.npz", "params.safetensors", "config.json"
-# What a release's folder or name says of the activations -> our hook point of that layer.
-_HOOKS = {"resid": "", "mlp_out": ".mlp", "-mlp-": ".mlp"}
+# How a release's folder or name says which activations of a layer, and our hook point for them.
+_HOOKS = {r"resid_post|-res\b": "", r"mlp_out|-mlp\b": ".mlp"}
 
 
 def matches(source: Source) -> bool:
@@ -59,7 +61,7 @@ def read(source: Source, options: ReadOptions) -> Dictionary:
 
 def _hook_point(source: Source) -> str | None:
     layer = source.number_after("layer_")
-    for word, suffix in _HOOKS.items():
-        if layer is not None and word in source.label:
+    for words, suffix in _HOOKS.items():
+        if layer is not None and re.search(words, source.label):
             return f"layers.{layer}{suffix}"
     return None

@@ -52,8 +52,12 @@ class Source:
 
     @functools.cached_property
     def pickled(self) -> Any:
-        """What the `.pt` file holds; None when there is none, or it is not torch's alone."""
-        return None if self.pickle is None or not zipfile.is_zipfile(self.pickle) else load_pickle(self.pickle)
+        """What the `.pt` file holds; None when there is none, or it begins with something else (saev's JSON)."""
+        if self.pickle is None:
+            return None
+        with open(self.pickle, "rb") as file:
+            is_torch = file.read(1) != b"{"
+        return load_pickle(self.pickle) if is_torch else None
 
     def config(self, name: str) -> dict[str, Any]:
         """A JSON file of the folder."""
