@@ -101,10 +101,14 @@ def test_saved_and_loaded_it_is_the_same(tmp_path):
     x = torch.randn(1, 1, 9, 9)
     assert torch.equal(loaded(x), model(x))
     sparse = sk.SparseAutoencoder(sk.SparseAutoencoderConfig(d_in=4, d_sae=64))
-    with pytest.raises(CheckpointError, match="holds a SparseAutoencoder, not a UNet"):
+    with pytest.raises(CheckpointError, match="holds an 'Autoencoder', not an? 'UNet'"):
         UNet.load(sparse.save(tmp_path / "sae"))
-    with pytest.raises(CheckpointError, match="UNet"):
+    with pytest.raises(CheckpointError, match="holds an? 'UNet', not an 'Autoencoder'"):
         sk.load_autoencoder(tmp_path / "unet")
+    meta = tmp_path / "unet" / "meta.json"
+    meta.write_text(meta.read_text().replace('"skips"', '"leaps"'))
+    with pytest.raises(CheckpointError, match="makes no UNet: UNetConfig: unknown fields .'leaps'"):
+        UNet.load(tmp_path / "unet")
 
 
 def test_making_one_leaves_the_global_random_state_alone():

@@ -23,7 +23,12 @@ _RENAME_EXCHANGE = 2
 
 
 def write_checkpoint(
-    path: str | Path, class_name: str, config: Any, tensors: Mapping[str, Tensor], provenance: Mapping[str, Any] | None
+    path: str | Path,
+    class_name: str,
+    config: Any,
+    tensors: Mapping[str, Tensor],
+    provenance: Mapping[str, Any] | None,
+    kind: str = KIND,
 ) -> Path:
     """Write a checkpoint directory; after a kill at any moment `path` holds the old checkpoint or the new one, whole.
 
@@ -40,7 +45,7 @@ def write_checkpoint(
         with open(weights, "rb") as file:
             os.fsync(file.fileno())
         meta = {
-            "kind": KIND,
+            "kind": kind,
             "schema": SCHEMA,
             "saekit": saekit.__version__,
             "class": class_name,
@@ -56,7 +61,7 @@ def write_checkpoint(
     return path
 
 
-def read_checkpoint(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read_checkpoint(path: str | Path, kind: str = KIND) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """`meta.json` and the tensors of a checkpoint, on the CPU.
 
     Raises `CheckpointError` when the directory is missing, of another kind, or its weights are absent or not the ones
@@ -66,7 +71,7 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]
     previous = _previous(path)
     if not path.exists() and previous.exists():
         path = previous
-    meta = read_meta(path, KIND, SCHEMA, CheckpointError)
+    meta = read_meta(path, kind, SCHEMA, CheckpointError)
     missing = sorted({"class", "config", "content_hash"} - set(meta))
     if missing:
         raise CheckpointError(f"{path / 'meta.json'} lacks {missing}; it was edited or damaged.")

@@ -168,17 +168,16 @@ class UNet(nn.Module):
         """Write config and parameters to a directory, atomically, in the format of every checkpoint."""
         if provenance is not None:
             self.provenance = dict(provenance)
-        return write_checkpoint(path, type(self).__name__, to_tagged(self.config), self.state_dict(), self.provenance)
+        return write_checkpoint(path, "UNet", to_tagged(self.config), self.state_dict(), self.provenance, kind="UNet")
 
     @classmethod
     def load(cls, path: str | Path) -> "UNet":
-        """Read a checkpoint onto the CPU; raises `CheckpointError` when it is none, damaged, or of another class."""
-        meta, tensors = read_checkpoint(path)
-        if meta["class"] != cls.__name__:
-            raise CheckpointError(
-                f"{path} holds a {meta['class']}, not a {cls.__name__}. Type: load_autoencoder({str(path)!r})"
-            )
-        model = cls(from_tagged(meta["config"], UNetConfig))
+        """Read a checkpoint onto the CPU; raises `CheckpointError` when it is none, damaged, or of another kind."""
+        meta, tensors = read_checkpoint(path, kind="UNet")
+        try:
+            model = cls(from_tagged(meta["config"], UNetConfig))
+        except (TypeError, ValueError, AttributeError) as error:  # a ConfigError is a ValueError
+            raise CheckpointError(f"The config in {Path(path) / 'meta.json'} makes no UNet: {error}") from None
         check_tensors(path, model.state_dict(), tensors)
         model.load_state_dict(tensors)
         model.provenance = meta.get("provenance")
