@@ -282,12 +282,22 @@ class SparseAutoencoder(Autoencoder):
     @torch.no_grad()
     def project_(self) -> None:
         """Bring the rows of W_dec back to norm 1, unless they are free."""
+        self.finish_step_()
+        if not self.decoder_is_free:
+            self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True))
+
+    @torch.no_grad()
+    def finish_step_(self) -> None:
+        """What `project_` does besides `unit_rows`, for an optimizer that keeps those itself."""
         # Its work is done: the memory serves the next step's gradients once `zero_grad` lets go of it.
         self.chooser.buffers.keep(self.W_enc_T.grad)
         self.chooser.buffers.keep(self.W_dec.grad)
         self.sparsifier.project_()
-        if not self.decoder_is_free:
-            self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True))
+
+    @property
+    def unit_rows(self) -> tuple[Tensor, ...]:
+        """The parameters whose rows are held at norm 1."""
+        return () if self.decoder_is_free else (self.W_dec,)
 
     def _steer_(self, l0: Tensor, target: float) -> None:
         """Raise the penalty while too many latents are active, lower it while too few are.

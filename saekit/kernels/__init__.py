@@ -1,5 +1,6 @@
 """The training step of a sparse autoencoder: a dense reference, an exact sparse one, and the choice between them."""
 
+from saekit.kernels.adam import adam_step_
 from saekit.kernels.chooser import Path, StepChooser, active_above, active_relu, active_topk, row_dots
 from saekit.kernels.dense import pre_activations
 from saekit.kernels.entries import Decoded, Entries
@@ -17,6 +18,7 @@ __all__ = [
     "active_above",
     "active_relu",
     "active_topk",
+    "adam_step_",
     "pre_activations",
     "row_dots",
     "topk_latents",

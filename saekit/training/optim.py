@@ -12,6 +12,7 @@ from torch import nn
 from saekit.autoencoders.base import Autoencoder
 from saekit.autoencoders.sparse import SparseAutoencoder
 from saekit.errors import ConfigError
+from saekit.kernels import adam_step_
 
 PRECISIONS = ("auto", "fp32", "tf32", "bf16")
 
@@ -67,6 +68,14 @@ def take_step(model: Autoencoder, optimizer: torch.optim.Optimizer, lr: float, c
     """
     for group in optimizer.param_groups:
         group["lr"] = lr
+    if (
+        isinstance(model, SparseAutoencoder)
+        and isinstance(optimizer, torch.optim.Adam)
+        and adam_step_(optimizer, model.unit_rows, clip_grad_norm)
+    ):
+        model.finish_step_()
+        optimizer.zero_grad(set_to_none=True)
+        return
     model.project_gradients_()
     if clip_grad_norm > 0:
         nn.utils.clip_grad_norm_(model.parameters(), clip_grad_norm)
