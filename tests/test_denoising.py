@@ -130,6 +130,38 @@ def test_on_gaussian_data_the_best_denoiser_is_wieners_and_its_score_that_of_the
         torch.testing.assert_close(model.denoise(y, n_steps=3), model(model(model(y))))
 
 
+def test_on_a_ring_it_points_to_where_the_bessel_functions_say():
+    """E[x | x~] is on the ray of x~, at radius I1(r / sigma^2) / I0(r / sigma^2), inside the ring."""
+    sigma = 0.3
+    turn = torch.rand(20_000, generator=generator()) * 2 * math.pi
+    ring = torch.stack([turn.cos(), turn.sin()], 1)
+    r = torch.tensor([0.8, 1.0, 1.2]).double()
+    exact = torch.special.i1e(r / sigma**2) / torch.special.i0e(r / sigma**2)
+    # The formula is the posterior mean: every point of the ring weighed by the noise that would take it to (r, 0).
+    weights = (
+        -(ring.double()[None] - r[:, None, None] * torch.tensor([1.0, 0.0])).square().sum(-1) / 2 / sigma**2
+    ).exp()
+    by_weights = (weights[..., None] * ring).sum(1) / weights.sum(1, keepdim=True)
+    torch.testing.assert_close(by_weights[:, 0], exact, rtol=0, atol=0.01)
+    assert exact[1] < 1
+
+    torch.manual_seed(0)
+    model = DenoisingAutoencoder(
+        DenoisingAutoencoderConfig(
+            d_in=2, d_latent=32, network=sk.Mlp(hidden=(32,)), corruption=sk.GaussianNoise(sigma=sigma)
+        )
+    )
+    config = sk.FitConfig(lr=0.01, lr_decay_fraction=0.8, progress=False)
+    sk.fit([model], sk.ShuffledRows(ring, 250, n_epochs=6.0), config)
+    turn = torch.linspace(0, 2 * math.pi, 50)[:-1]
+    outwards = torch.stack([turn.cos(), turn.sin()], 1)
+    with torch.no_grad():
+        for radius, there in zip(r.float(), exact, strict=True):
+            found = model.denoise(radius * outwards)
+            assert ((found * outwards).sum(1) - there).abs().max() < 0.07
+            torch.testing.assert_close((found * outwards).sum(1).mean().double(), there, rtol=0, atol=0.03)
+
+
 def test_a_score_needs_gaussian_noise():
     with pytest.raises(ConfigError, match="needs corruption=GaussianNoise.*Masking"):
         small(corruption=sk.Masking()).score(torch.zeros(1, 6))
