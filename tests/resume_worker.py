@@ -23,6 +23,8 @@ from saekit.training import FitConfig, FitResult, fit
 fit_module = importlib.import_module("saekit.training.fit")
 
 N_STEPS, BATCH, D_IN = 30, 16, 8
+# After 19.5 steps: candidates are being collected when the run is killed at step 18.
+RESAMPLE_AT = (0.4, 0.65)
 
 
 class Batches(Sequence[torch.Tensor]):
@@ -42,16 +44,23 @@ class Batches(Sequence[torch.Tensor]):
 
 
 def make_models() -> list[SparseAutoencoder]:
-    """One small model for every sparsity; latents die within the run, so that AuxK has something to do."""
+    """One small model for every sparsity, with schedules and a target L0 where it has them.
+
+    Latents die within the run, so that AuxK and resampling have something to do.
+    """
     mean, mean_squared_norm = input_moments(Batches())
     models = []
     for kind in get_args(Sparsity):
-        sparsity = kind(k=2) if "k" in kind.__dataclass_fields__ else kind()
-        models.append(
-            SparseAutoencoder(
-                SparseAutoencoderConfig(d_in=D_IN, d_sae=24, sparsity=sparsity, dead_after_tokens=4 * BATCH)
-            )
+        sparsity = kind(k=2, k_start=6) if "k" in kind.__dataclass_fields__ else kind()
+        config = SparseAutoencoderConfig(
+            d_in=D_IN,
+            d_sae=24,
+            sparsity=sparsity,
+            dead_after_tokens=4 * BATCH,
+            target_l0=3.0 if kind.has_penalty else None,
+            kernel="sparse" if kind.has_sparse_step else "auto",
         )
+        models.append(SparseAutoencoder(config))
         models[-1].set_input_moments_(mean.float(), mean_squared_norm)
     return models
 
@@ -61,7 +70,7 @@ def run(
 ) -> tuple[list[SparseAutoencoder], FitResult]:
     """The whole run, or what is left of it."""
     models = make_models()[:n_models]
-    config = FitConfig(lr=3e-3, save_every=save_every, log_every=3, progress=False)
+    config = FitConfig(lr=3e-3, save_every=save_every, log_every=3, progress=False, resample_at=RESAMPLE_AT)
     return models, fit(models, Batches(kill_at), config, n_tokens=n_steps * BATCH, out=out)
 
 

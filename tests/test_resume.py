@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from resume_worker import BATCH, N_STEPS, Batches, fit_module, make_models, run
+from resume_worker import BATCH, N_STEPS, RESAMPLE_AT, Batches, fit_module, make_models, run
 from torch import nn
 
 from saekit.autoencoders import SparseAutoencoder, SparseAutoencoderConfig, TopK, load_autoencoder
@@ -103,7 +103,7 @@ def test_a_kill_at_any_change_of_the_file_system_loses_nothing(tmp_path: Path) -
     expected = load_autoencoder(tmp_path / str(n - 1) / "checkpoint").state_dict()
     for i in range(n):
         names = sorted(entry.name for entry in (tmp_path / str(i)).iterdir() if not entry.name.endswith(".tmp"))
-        assert names == ["checkpoint", "config.json", "metrics.jsonl", "report.png", "run.json"], i
+        assert names == ["checkpoint", "config.json", "metrics.jsonl", "report.html", "report.png", "run.json"], i
         found = load_autoencoder(tmp_path / str(i) / "checkpoint").state_dict()
         assert all(torch.equal(value, found[name]) for name, value in expected.items()), i
 
@@ -136,13 +136,13 @@ def test_another_run_in_the_same_directory_is_refused_with_what_differs(tmp_path
 
 
 def test_settings_that_do_not_change_the_weights_may_differ_on_resume(killed: Path, uninterrupted: Run) -> None:
-    config = FitConfig(lr=3e-3, progress=False, log_every=5, save_minutes=1.0)
+    config = FitConfig(lr=3e-3, progress=False, log_every=5, save_minutes=1.0, resample_at=RESAMPLE_AT)
     fit(make_models(), Batches(), config, out=killed)
     assert_same_weights(killed, uninterrupted[0])
 
 
 def test_read_once_batches_cannot_be_resumed_and_say_so(killed: Path) -> None:
-    config = FitConfig(lr=3e-3, save_every=4, log_every=3, progress=False)
+    config = FitConfig(lr=3e-3, save_every=4, log_every=3, progress=False, resample_at=RESAMPLE_AT)
     stream = (batch for batch in list(Batches()))
     with pytest.raises(CheckpointError, match="cannot be resumed"):
         fit(make_models(), stream, config, out=killed, n_tokens=N_STEPS * BATCH)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import embedding_bag
 
@@ -182,6 +182,32 @@ class SparseAutoencoder(Autoencoder):
         mixed = blend * directions + (1 - blend) * self.W_dec / norms
         self.W_dec.copy_(mixed * norms / mixed.norm(dim=1, keepdim=True))
         self.W_enc_T.copy_(self.W_dec)
+
+    @torch.no_grad()
+    def resample_latents_(self, dead: Int[Tensor, " n"], x: Float[Tensor, "n d_in"]) -> None:
+        """Start these latents again, each in the direction of a row of `x`, raw activations.
+
+        Decoder rows get the mean norm of the living ones (1 for a unit decoder), encoder rows a fifth of it, biases and
+        parameters of the sparsity their first values (Bricken et al. 2023).
+        """
+        is_alive = ~self.is_dead
+        is_alive[dead] = False
+        rows = self._normalize(x) - self.b_dec
+        directions = rows / rows.norm(dim=1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
+        for weights, share in ((self.W_dec, 1.0), (self.W_enc_T, 0.2)):
+            norms = weights.norm(dim=1)
+            norm = norms[is_alive].mean() if bool(is_alive.any()) else norms.mean()
+            weights[dead] = directions * norm * share
+        self.b_enc[dead] = self.sparsifier.initial_bias
+        which = torch.zeros_like(is_alive)
+        which[dead] = True
+        self.sparsifier.reset_latents_(which)
+        self.tokens_since_fired[dead] = 0
+
+    def latent_parameters(self) -> list[nn.Parameter]:
+        """The parameters with one row or number for each latent."""
+        own = [p for p in self.sparsifier.parameters() if len(p) == self.config.d_sae]
+        return [self.W_enc_T, self.b_enc, self.W_dec, *own]
 
     def set_progress_(self, share: float) -> None:
         """Tell the sparsity's schedules (an annealed k or p) how much of the run is over, 0..1, before a step."""

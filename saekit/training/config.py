@@ -27,6 +27,11 @@ class FitConfig:
     clip_grad_norm: float = 1.0
     """Gradients of a larger norm are scaled down to this one; 0 switches that off. Adam does not mind a constant
     factor, so a loss of any scale can be clipped at 1."""
+    resample_at: tuple[float, ...] = ()
+    """Shares of the run at which dead latents start again in the directions of badly reconstructed rows, with fresh
+    optimizer state (Bricken et al. 2023: 0.125 0.25 0.375 0.5)."""
+    resample_tokens: int = 819_200
+    """Tokens before each of these moments among which the rows are drawn."""
     precision: Literal["auto", "fp32", "tf32", "bf16"] = "auto"
     """Matrix products in "fp32", "tf32" (CUDA) or "bf16" (autocast); parameters stay fp32. "auto": tf32 on CUDA."""
     log_every: int = 50
@@ -45,6 +50,8 @@ class FitConfig:
             ("lr", "above 0, or 'auto'", self.lr == "auto" or self.lr > 0),
             ("clip_grad_norm", "0 or more", self.clip_grad_norm >= 0),
             ("precision", "one of " + ", ".join(PRECISIONS), self.precision in PRECISIONS),
+            ("resample_at", "shares in 0..1", all(0 < share < 1 for share in self.resample_at)),
+            ("resample_tokens", "1 or more", self.resample_tokens >= 1),
             ("log_every", "1 or more", self.log_every >= 1),
             ("save_minutes", "above 0", self.save_minutes > 0),
             ("save_every", "1 or more, or None", self.save_every is None or self.save_every >= 1),

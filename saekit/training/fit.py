@@ -43,6 +43,7 @@ from saekit.training.optim import (
 )
 from saekit.training.report import write_report
 from saekit.training.stream import BatchStream
+from saekit.training.resample import DeadResampler
 
 # The numbers a run ends with are those of this last share of its tokens.
 FINAL_FRACTION = 0.1
@@ -101,6 +102,7 @@ class _Run:
         self.windows = [WindowMeter(self.d_in, self.device) for _ in models]
         self.finals = [WindowMeter(self.d_in, self.device) for _ in models]
         self.densities = [DensityMeter(m) if isinstance(m, SparseAutoencoder) else None for m in models]
+        self.resamplers = [self._resampler(model) for model in models]
         self.guard = FiniteGuard(self.device)
         self.step = self.n_seen = 0
         self.seconds = 0.0
@@ -160,10 +162,13 @@ class _Run:
             for i, (model, optimizer) in enumerate(zip(self.models, self.optimizers, strict=True)):
                 if isinstance(model, SparseAutoencoder):
                     model.sparsity_scale.fill_(sparsity_scale)
+                    model.set_progress_(self.n_seen / self.stream.n_tokens)
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
                     loss = model.training_loss(x)
                 loss.total.backward()
                 take_step(model, optimizer, self.lrs[i] * lr_scale, self.config.clip_grad_norm)
+                if (resampler := self.resamplers[i]) is not None:
+                    resampler.after_step_(self.n_seen, x, loss.x_hat, optimizer)
                 totals.append(loss.total)
                 self.windows[i].update(x, loss)
                 if is_final:
@@ -230,6 +235,8 @@ class _Run:
             tensors |= self.windows[i].state(f"window{i}") | self.finals[i].state(f"final{i}")
             if (density := self.densities[i]) is not None:
                 tensors |= density.state(f"density{i}")
+            if (resampler := self.resamplers[i]) is not None:
+                tensors |= resampler.state(f"resample{i}")
         record = {
             "step": self.step,
             "n_tokens_seen": self.n_seen,
@@ -253,6 +260,8 @@ class _Run:
             self.finals[i].load_state(f"final{i}", saved.tensors)
             if (density := self.densities[i]) is not None:
                 density.load_state(f"density{i}", saved.tensors)
+            if (resampler := self.resamplers[i]) is not None:
+                resampler.load_state(f"resample{i}", saved.tensors)
         torch.set_rng_state(saved.tensors["rng.cpu"])
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(saved.tensors["rng.cuda"], self.device)
@@ -268,6 +277,12 @@ class _Run:
             checkpoints=[] if self.directory is None else self.directory.checkpoints,
             was_finished=was_finished,
         )
+
+    def _resampler(self, model: Autoencoder) -> DeadResampler | None:
+        config = self.config
+        if not config.resample_at or not isinstance(model, SparseAutoencoder):
+            return None
+        return DeadResampler(model, self.stream.n_tokens, config.resample_at, config.resample_tokens)
 
     def _settings(self) -> Json:
         """What decides the weights a run comes to, beside models and data: kept in the checkpoint."""
