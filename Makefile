@@ -4,13 +4,16 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo demo-vision test lint types check screenshots bench gpu clean
+.PHONY: demo demo-vision classic test lint types check screenshots bench gpu clean
 
 demo: $(VENV)/.demo  ## features of SmolLM2 on BBC news, in the browser
 	$(BIN)/saekit demo text
 
 demo-vision: $(VENV)/.demo  ## features of DINOv2 on tuxpaint stamps, in the browser
 	$(BIN)/saekit demo images
+
+classic: $(VENV)/.classic  ## the classic autoencoders' claims and figures (docs/classic.md), half an hour on 2 cores
+	$(BIN)/python scripts/classic/run_all.py
 
 test: $(VENV)/.dev  ## every test, the browser's included (needs Chromium: apt install chromium)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -q
@@ -38,9 +41,13 @@ $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) install -q -c constraints.txt -e '.[demo]'
 	@touch $@
 
+$(VENV)/.classic: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) install -q -c constraints.txt -e '.[classic]'
+	@touch $@
+
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) install -q -c constraints.txt -e '.[dev]'
-	@touch $@ $(VENV)/.demo
+	@touch $@ $(VENV)/.demo $(VENV)/.classic
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

@@ -126,7 +126,7 @@ CASES = [
     deep("squared-error"),
     deep("overcomplete-sigmoid", unit_interval, d_latent=9, likelihood=sk.SquaredError(link="sigmoid")),
     deep("learned-sigma", likelihood=sk.Gaussian(sigma="learned")),
-    # The gradient goes around the running sigma, whose last batch may be another: only `nll`, at a given one, is smooth.
+    # The gradient goes around the running sigma: only `nll`, at a given one, is smooth.
     dataclasses.replace(deep("optimal-sigma", likelihood=sk.Gaussian(sigma="optimal")), smooth_loss=of_state(nll)),
     deep("fixed-sigma", likelihood=sk.Gaussian(sigma=0.4)),
     deep("laplace", likelihood=sk.Laplace(scale=0.5)),

@@ -193,7 +193,7 @@ class Gaussian:
 
 class GaussianModule(_LinkedModule):
     variance: Tensor
-    """`[]`: sigma^2, where it is fixed or optimal."""
+    """`[]`: the running sigma^2, where it is optimal."""
     n_batches: Tensor
     """int64 `[]`: training batches seen, where it is optimal."""
 
@@ -202,10 +202,8 @@ class GaussianModule(_LinkedModule):
         self.spec = spec
         if spec.sigma == "learned":
             self.log_sigma = nn.Parameter(torch.zeros(()))
-        else:
-            fixed = 1.0 if spec.sigma == "optimal" else float(spec.sigma) ** 2
-            self.register_buffer("variance", torch.tensor(fixed))
         if spec.sigma == "optimal":
+            self.register_buffer("variance", torch.ones(()))
             self.register_buffer("n_batches", torch.zeros((), dtype=torch.int64))
 
     @property
@@ -213,10 +211,13 @@ class GaussianModule(_LinkedModule):
         """Standard deviation of the noise."""
         if self.spec.sigma == "learned":
             return self.log_sigma.exp().clamp_min(_SIGMA_FLOOR)
-        return self.variance.sqrt()
+        if self.spec.sigma == "optimal":
+            return self.variance.sqrt()
+        return torch.tensor(self.spec.sigma, dtype=torch.float64)
 
     def nll(self, output: Float[Tensor, "batch d_in"], x: Float[Tensor, "batch d_in"]) -> Float[Tensor, " batch"]:
-        return self._nll(self._error(output, x), self.sigma.square())
+        error = self._error(output, x)
+        return self._nll(error, self.sigma.square().to(error))
 
     def training_nll(
         self, output: Float[Tensor, "batch d_in"], x: Float[Tensor, "batch d_in"]
@@ -233,7 +234,7 @@ class GaussianModule(_LinkedModule):
 
     def sample(self, output: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_in"]:
         mean = self.mean(output)
-        return mean + self.sigma * torch.randn_like(mean)
+        return mean + self.sigma.to(mean) * torch.randn_like(mean)
 
     def _nll(self, error: Tensor, variance: Tensor) -> Tensor:
         constant = error.shape[-1] * (_HALF_LOG_2PI + 0.5 * variance.log())

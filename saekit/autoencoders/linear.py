@@ -98,6 +98,12 @@ class LinearAutoencoder(Autoencoder):
         return LossTerms(loss, {"reconstruction": loss.detach()}, x_hat.detach(), latents.detach())
 
     @torch.no_grad()
+    def set_data_mean_(self, mean: Float[Tensor, " d_in"]) -> None:
+        """Start from the mean of the data, where the bias ends anyway; nothing when not centred."""
+        if self.config.centred:
+            self.b_dec.copy_(mean)
+
+    @torch.no_grad()
     def fit_closed_form_(self, x: Float[Tensor, "n d_in"]) -> None:
         """Move to the global optimum for `x` by singular value decomposition: W_dec = U_k^T, W_enc = U_k.
 

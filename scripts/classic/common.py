@@ -104,7 +104,7 @@ class Demo:
         figure.savefig(path, dpi=110, bbox_inches="tight", facecolor="white")
         for n_colors in (256, 128, 64, 32, 16):
             with Image.open(path) as image:
-                small = image.convert("RGB").quantize(n_colors, dither=Image.Dither.NONE)
+                small = image.convert("RGB").quantize(n_colors, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
             small.save(path, optimize=True)
             if path.stat().st_size <= MAX_FIGURE_BYTES:
                 return

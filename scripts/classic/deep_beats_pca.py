@@ -74,7 +74,7 @@ def train(demo: Demo, x, k: int, network) -> sk.DeepAutoencoder:
     model = sk.DeepAutoencoder(config)
     model.set_data_mean_(x.mean(0))
     rows = sk.ShuffledRows(x, batch_size=200, n_epochs=demo.pick(4, 1))
-    sk.fit([model], rows, sk.FitConfig(lr=1e-3, lr_warmup_fraction=0.2, lr_decay_fraction=0.6, clip_grad_norm=0))
+    sk.fit([model], rows, sk.FitConfig(lr=1e-3, lr_warmup_fraction=0.2, lr_decay_fraction=0.6, clip_grad_norm=0.0))
     return model.eval()
 
 

@@ -31,7 +31,7 @@ def main(demo: Demo) -> None:
     )
     model = sk.DeepAutoencoder(config)
     model.set_data_mean_(data.train.mean(0))
-    fit = sk.FitConfig(lr=1e-3, lr_warmup_fraction=0.2, lr_decay_fraction=0.8, clip_grad_norm=0)
+    fit = sk.FitConfig(lr=1e-3, lr_warmup_fraction=0.2, lr_decay_fraction=0.8, clip_grad_norm=0.0)
     sk.fit([model], sk.ShuffledRows(data.train, batch_size=100, n_epochs=demo.pick(25, 2)), fit)
     model.eval()
 
@@ -91,17 +91,24 @@ def same_label_rate(train: Tensor, train_labels: Tensor, test: Tensor, test_labe
     return [float(is_same[:, :n].mean()) for n in N_RETRIEVED]
 
 
+def spread(points: Tensor) -> Tensor:
+    """Squeezed towards the middle, so that the crowd there and the rays around it are seen together."""
+    centre = points.median(0).values
+    width = (points - centre).abs().median(0).values
+    return torch.asinh((points - centre) / width)
+
+
 def draw(data, codes, accuracy):
     """The plane of each, coloured by section, and how often neighbours share one."""
     figure, axes = plt.subplots(1, 3, figsize=(12, 4.4), width_ratios=[1.15, 1.15, 0.9])
     shown = ["autoencoder", max((n for n in codes if n != "autoencoder"), key=accuracy.__getitem__)]
     colors = plt.get_cmap("tab20")(np.linspace(0, 1, 20))
     for axis, name in zip(axes, shown, strict=False):
-        points = codes[name][1]
+        points = spread(codes[name][1])
         for label, section in enumerate(data.names):
             mine = points[data.test_labels == label]
             axis.scatter(*mine.T, s=5, color=colors[label], label=section, linewidths=0)
-            if len(mine) > 25:
+            if len(mine) > 40:
                 axis.annotate(
                     section,
                     mine.median(0).values.tolist(),
@@ -110,7 +117,7 @@ def draw(data, codes, accuracy):
                     ha="center",
                     bbox={"facecolor": "white", "alpha": 0.7, "pad": 0.5, "edgecolor": "none"},
                 )
-        low, high = points.quantile(0.01, dim=0), points.quantile(0.99, dim=0)
+        low, high = points.quantile(0.002, dim=0), points.quantile(0.998, dim=0)
         axis.set(xlim=(float(low[0]), float(high[0])), ylim=(float(low[1]), float(high[1])), xticks=[], yticks=[])
         axis.set_title(f"{name}: 15-neighbour accuracy {accuracy[name]:.2f}")
     for (name, (train, test)), color in zip(codes.items(), (BLUE, ORANGE, RED), strict=True):

@@ -83,7 +83,7 @@ def make(seed: int) -> sk.LinearAutoencoder:
 
 def train(x, model, steps):
     """Full batches; the mean loss of every 20 steps."""
-    config = sk.FitConfig(lr=0.01, lr_warmup_fraction=0.0, lr_decay_fraction=0.7, clip_grad_norm=0, log_every=20)
+    config = sk.FitConfig(lr=0.01, lr_warmup_fraction=0.0, lr_decay_fraction=0.7, clip_grad_norm=0.0, log_every=20)
     result = sk.fit([model], [x], config, n_tokens=steps * len(x))
     return model, [record["loss"] for record in result.metrics]
 

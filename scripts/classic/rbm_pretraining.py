@@ -28,8 +28,8 @@ def main(demo: Demo) -> None:
 
     stack = sk.rbm_stack(widths)
     lr, lr_code = 2e-3, 5e-4
-    configs = [sk.FitConfig(lr=lr if i < len(stack) - 1 else lr_code, clip_grad_norm=0) for i in range(len(stack))]
-    sk.pretrain(stack, data.train, n_epochs=demo.pick(3, 0.5), batch_size=100, config=configs)
+    configs = [sk.FitConfig(lr=lr if i < len(stack) - 1 else lr_code, clip_grad_norm=0.0) for i in range(len(stack))]
+    sk.pretrain(stack, data.train, n_epochs=demo.pick(3, 0.5), batch_size=200, config=configs)
     unrolled = sk.unroll(stack)
 
     sigmoid = sk.DeepAutoencoderConfig(
@@ -87,7 +87,7 @@ def fine_tune(demo: Demo, model: sk.DeepAutoencoder, data) -> list[float]:
         # One schedule over all epochs: each call of fit is a quarter of it.
         lr = 1e-3 * (1.0, 1.0, 0.6, 0.2)[epoch]
         config = sk.FitConfig(
-            lr=lr, lr_warmup_fraction=0.1 if epoch == 0 else 0.0, lr_decay_fraction=0, clip_grad_norm=0
+            lr=lr, lr_warmup_fraction=0.1 if epoch == 0 else 0.0, lr_decay_fraction=0.0, clip_grad_norm=0
         )
         sk.fit([model], sk.ShuffledRows(data.train, batch_size=200, seed=epoch), config)
         errors.append(sum_of_squares(model, data.test))
@@ -113,9 +113,9 @@ def draw(data, stack, models, curves, pca):
     left.axhline(pca, color=GREY, ls="--", label="PCA-30")
     left.set(xlabel="epochs of fine-tuning", title="squared error per test picture", xticks=range(len(curves) + 1))
     left.legend(fontsize=8)
-    filters = stack[0].W.T[:64]
+    filters = stack[0].W.T[:36]
     scale = filters.abs().amax(1, keepdim=True)
-    middle.imshow(tile(0.5 + 0.5 * filters / scale, 8, fill=0.5), cmap="RdBu_r", vmin=0, vmax=1)
+    middle.imshow(tile(0.5 + 0.5 * filters / scale, 6, fill=0.5), cmap="RdBu_r", vmin=0, vmax=1)
     middle.set_title("filters of the lowest machine")
     x = data.test[[0, 1, 2, 3, 6, 8, 18, 23]]
     up_down = x
