@@ -114,7 +114,7 @@ def push_to_hub(
 
 def _files(hub: Any, name: str, revision: str | None) -> list[str]:
     """All files of a repository; of one that is in the cache alone, those that are there."""
-    if not hub.constants.HF_HUB_OFFLINE:
+    if not require("huggingface_hub.constants", "hub").HF_HUB_OFFLINE:
         return list(_asked(name, lambda: hub.HfApi().list_repo_files(name, revision=revision)))
     folder = Path(_asked(name, lambda: hub.snapshot_download(name, revision=revision, local_files_only=True)))
     return [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]

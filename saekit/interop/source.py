@@ -3,6 +3,7 @@
 import functools
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -97,7 +98,7 @@ def load_safetensors(path: Path) -> dict[str, Tensor]:
 def load_npz(path: Path) -> dict[str, Tensor]:
     """The arrays of an npz file as tensors, floating ones as float32."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             return _float32({name: torch.from_numpy(np.array(arrays[name])) for name in arrays.files})
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist.") from None
@@ -109,7 +110,9 @@ def load_pickle(file: Any, path: Path | None = None) -> Any:
     """What a `.pt` file holds if it is tensors and plain values only; nothing else in it is run."""
     path = Path(file) if path is None else path
     try:
-        return torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # torch warns of pickles by others, which it then refuses
+            warnings.simplefilter("ignore", UserWarning)
+            return torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist.") from None
     except pickle.UnpicklingError as error:
@@ -120,7 +123,7 @@ def load_pickle(file: Any, path: Path | None = None) -> Any:
             "trust it, and its library is installed, write its tensors alone: torch.save(torch.load(path, "
             "weights_only=False).state_dict(), 'weights.pt'), or ['state_dict'] in place of .state_dict() for a dict."
         ) from None
-    except (RuntimeError, EOFError, ValueError, zipfile.BadZipFile) as error:
+    except (RuntimeError, OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path} is not a whole torch file ({first}). Fetch it again.") from None
 
