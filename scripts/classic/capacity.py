@@ -100,8 +100,8 @@ def train(demo, model, x, n_steps, batch_size, held_out=None) -> tuple[list[int]
     steps, on_train, on_others = [0], [sum_of_squares(model, x)], []
     if held_out is not None:
         on_others.append(sum_of_squares(model, held_out))
-    n_parts = 20 if held_out is not None else 1
-    n_steps = demo.pick(n_steps, 40)
+    n_parts = demo.pick(20, 2) if held_out is not None else 1
+    n_steps = demo.pick(n_steps, 20)
     for part in range(n_parts):
         n_epochs = n_steps / n_parts * batch_size / len(x)
         config = sk.FitConfig(

@@ -87,7 +87,7 @@ def fine_tune(demo: Demo, model: sk.DeepAutoencoder, data) -> list[float]:
         # One schedule over all epochs: each call of fit is a quarter of it.
         lr = 1e-3 * (1.0, 1.0, 0.6, 0.2)[epoch]
         config = sk.FitConfig(
-            lr=lr, lr_warmup_fraction=0.1 if epoch == 0 else 0.0, lr_decay_fraction=0.0, clip_grad_norm=0
+            lr=lr, lr_warmup_fraction=0.1 if epoch == 0 else 0.0, lr_decay_fraction=0.0, clip_grad_norm=0.0
         )
         sk.fit([model], sk.ShuffledRows(data.train, batch_size=200, seed=epoch), config)
         errors.append(sum_of_squares(model, data.test))
