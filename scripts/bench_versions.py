@@ -3,8 +3,8 @@
     python scripts/bench_versions.py --before COMMIT --after COMMIT [--paths saekit/autoencoders/base.py ...]
 
 Both are taken out of git into a temporary folder; with `--paths`, "after" is "before" with only these files of the
-later commit, so that one change can be told from others. Each round measures both in a fresh process, in alternating order;
-the least step of each counts. CPU, 2 threads, about two minutes when nothing else runs.
+later commit, so that one change can be told from others. Each round measures both in a fresh process, in alternating
+order; the least step of each counts. CPU, 2 threads, about two minutes when nothing else runs.
 """
 
 import io
