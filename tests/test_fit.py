@@ -315,10 +315,14 @@ def test_a_run_directory_holds_config_metrics_report_and_checkpoint(tmp_path: Pa
         "checkpoint",
         "config.json",
         "metrics.jsonl",
+        "report.html",
         "report.png",
         "run.json",
     ]
     assert (tmp_path / "run/report.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    page = (tmp_path / "run/report.html").read_text()
+    assert page.count("data:image/png;base64,") == 1
+    assert f">{result.final[0]['fvu']:.6g}<" in page
     loaded = load_autoencoder(result.checkpoints[0])
     assert loaded.provenance is not None
     assert loaded.provenance["hook_point"] == "layers.3"

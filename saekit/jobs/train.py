@@ -1,5 +1,6 @@
-"""`saekit train`: a sparse autoencoder on the rows of a store."""
+"""`saekit train`: a sparse autoencoder, or a sweep of them, on the rows of a store."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -14,11 +15,13 @@ from saekit.autoencoders.sparsity import Sparsity
 from saekit.backbones.base import resolve_device
 from saekit.errors import ConfigError
 from saekit.evaluation.rows import random_documents, row_chunks
+from saekit.files import Json, write_json
 from saekit.metrics import FiringMeter, FVUMeter
 from saekit.store import ActivationStore
 from saekit.store.split import held_out
 from saekit.training import FitConfig, FitResult, fit
 from saekit.training.memory import refuse_wide_dictionary
+from saekit.training.sweep import label_of, pareto_front, parse_axes, sweep_configs, write_pareto
 
 HELD_OUT_ROWS = 16_384
 """Rows that the printed numbers are taken over: whole held-out documents, this many rows or a few more."""
@@ -31,13 +34,17 @@ class TrainConfig:
     Give --d-sae or --expansion, and name the sparsity last, its own options after it:
     saekit train --store acts --out run --expansion 16 top-k --k 32
 
+    A sweep trains several on one pass over the activations and draws their trade-off (pareto.png):
+    saekit train --store acts --out run --expansion 16 --sweep k=16,32,64 --sweep seed=0,1 top-k
+
     A killed run goes on from its last save when the same command is given again, to the same weights.
     """
 
     store: Path
     """The activation store (saekit extract)."""
     out: Path
-    """Directory of the run: checkpoint/, metrics.jsonl, report.png. New, or the run to go on with."""
+    """Directory of the run: checkpoint/, metrics.jsonl, report.png, report.html; of a sweep also sweep.json and
+    pareto.png. New, or the run to go on with."""
     sparsity: Annotated[Sparsity, tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes] = field(
         default_factory=TopK
     )
@@ -46,6 +53,9 @@ class TrainConfig:
     """Number of latents."""
     expansion: int | None = None
     """Number of latents as a multiple of the activations' width, instead of d_sae."""
+    sweep: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """Train one autoencoder for each value, NAME=VALUE,VALUE,...; given several times, for each combination. NAME is
+    d_sae, expansion, seed, or a number among the options of the sparsity (k, l1, ...)."""
     hook_point: str | None = None
     """Which hook point of the store (default: the only one)."""
     n_tokens: int | None = None
@@ -73,7 +83,8 @@ class TrainConfig:
             for name in ("d_sae", "expansion", "n_tokens", "batch_size", "dead_after_tokens")
             if (value := getattr(self, name)) is not None and value < 1
         ]
-        if (self.d_sae is None) == (self.expansion is None):
+        axes = parse_axes(self.sweep)
+        if (self.d_sae is None) == (self.expansion is None) and not {"d_sae", "expansion"} & set(axes):
             problems.append(
                 f"exactly one of d_sae={self.d_sae} and expansion={self.expansion} is needed, e.g. --expansion 16"
             )
@@ -89,6 +100,7 @@ def run(config: TrainConfig) -> Path:
     store = ActivationStore.open(config.store)
     point = store.resolve(config.hook_point)
     d_in = store.d_model(point)
+    # A sweep over the width gives it; any stands in for it here.
     d_sae = config.d_sae or d_in * (config.expansion or 1)
     is_out = held_out_rows(store, config.held_out_share)
     n_tokens = config.n_tokens or int((~is_out).sum())
@@ -101,10 +113,11 @@ def run(config: TrainConfig) -> Path:
         dead_after_tokens=dead_after_tokens,
         seed=config.seed,
     )
-    refuse_wide_dictionary(d_in, d_sae, device)
-    sae = SparseAutoencoder(sae_config).to(device)
+    points = sweep_configs(sae_config, parse_axes(config.sweep))
+    refuse_wide_dictionary(d_in, sum(point.d_sae for _, point in points), device)
+    saes = [SparseAutoencoder(point).to(device) for _, point in points]
     result = train(
-        sae,
+        saes,
         store,
         config.out,
         hook_point=point,
@@ -117,12 +130,15 @@ def run(config: TrainConfig) -> Path:
     if result.was_finished:
         print(f"{config.out} was finished already; nothing was trained.")
     print(config.out)
-    print(summary(sae, store, point, is_out, result))
+    if len(saes) == 1:
+        print(summary(saes[0], store, point, is_out, result))
+    else:
+        print(summarize_sweep(config.out, [settings for settings, _ in points], saes, store, point, is_out, result))
     return config.out
 
 
 def train(
-    sae: SparseAutoencoder,
+    sae: SparseAutoencoder | Sequence[SparseAutoencoder],
     store: ActivationStore,
     out: str | Path,
     *,
@@ -135,6 +151,8 @@ def train(
 ) -> FitResult:
     """Set the input moments of `sae` to the store's, and fit it, where it is, to the store's shuffled rows.
 
+    Several autoencoders are trained side by side, on the same batches.
+
     The moments are those of all rows, held-out ones included; nothing else is learnt from these. By default every
     other row is used once. The checkpoint in `out` remembers backbone, hook point, store and `held_out_share`.
 
@@ -142,13 +160,17 @@ def train(
     (`out` holds another run), `StoreError` (rows that are not finite).
     """
     point = store.resolve(hook_point)
-    if sae.config.d_in != store.d_model(point):
-        raise ConfigError(
-            f"{store.path} is {store.d_model(point)} wide at {point} and the autoencoder takes d_in={sae.config.d_in}."
-        )
+    saes = [sae] if isinstance(sae, SparseAutoencoder) else list(sae)
+    for each in saes:
+        if each.config.d_in != store.d_model(point):
+            raise ConfigError(
+                f"{store.path} is {store.d_model(point)} wide at {point} and the autoencoder takes "
+                f"d_in={each.config.d_in}."
+            )
     is_out = held_out_rows(store, held_out_share)
     mean, mean_squared_norm = store.moments(point)
-    sae.set_input_moments_(torch.as_tensor(mean, dtype=torch.float32).to(sae.input_mean), mean_squared_norm)
+    for each in saes:
+        each.set_input_moments_(torch.as_tensor(mean, dtype=torch.float32).to(each.input_mean), mean_squared_norm)
     provenance = {
         **store.provenance(point),
         # Recorded as it came out: a store of few documents may hold none out, and `evaluate` then uses them all.
@@ -160,10 +182,10 @@ def train(
         seed=seed,
         hook_point=point,
         n_tokens=n_tokens or int((~is_out).sum()),
-        device=sae.W_dec.device,
+        device=saes[0].W_dec.device,
         rows=np.flatnonzero(~is_out) if is_out.any() else None,
     ) as batches:
-        return fit([sae], batches, config, out=out, provenance=provenance)
+        return fit(saes, batches, config, out=out, provenance=provenance)
 
 
 def held_out_rows(store: ActivationStore, share: float) -> Bool[np.ndarray, " n_rows"]:
@@ -200,6 +222,41 @@ def summary(
         )
     silent = f"silent for the last {sae.config.dead_after_tokens:,} training tokens"
     return f"{numbers}; dead {float(sae.is_dead.float().mean()):.1%} of {sae.config.d_sae:,} latents ({silent})"
+
+
+def summarize_sweep(
+    out: Path,
+    settings: Sequence[Json],
+    saes: Sequence[SparseAutoencoder],
+    store: ActivationStore,
+    hook_point: str,
+    is_out: Bool[np.ndarray, " n_rows"],
+    result: FitResult,
+) -> str:
+    """A table of the sweep's points, one line each; writes `sweep.json` and `pareto.png` into `out`."""
+    points: list[Json] = []
+    for i, (sae, point) in enumerate(zip(saes, settings, strict=True)):
+        final = result.final[i]
+        l0, fvu, n_rows = final["l0"], final["fvu"], result.n_tokens - final["first_token"]
+        if is_out.any():
+            l0, fvu, n_rows = measure_held_out(sae, store, hook_point, is_out)
+        dead = float(sae.is_dead.float().mean())
+        checkpoint = result.checkpoints[i].name
+        points.append({"settings": point, "checkpoint": checkpoint, "l0": l0, "fvu": fvu, "dead": dead})
+    over = f"{n_rows:,} {'held-out' if is_out.any() else 'training'} tokens"
+    write_json(out / "sweep.json", {"kind": "Sweep", "schema": 1, "measured_on": over, "points": points})
+    write_pareto(out / "pareto.png", points, f"{store.path.name}, {hook_point}: {over}")
+    names = [label_of(point) for point in settings]
+    width = max(len(name) for name in names)
+    best = {point["checkpoint"] for point in pareto_front(points)}
+    lines = [f"{'':<{width}}  {'L0':>7}  {'FVU':>7}  {'dead':>6}  checkpoint   (on {over}; * no other beats it)"]
+    for name, point in zip(names, points, strict=True):
+        mark = "*" if point["checkpoint"] in best else " "
+        lines.append(
+            f"{name:<{width}}  {point['l0']:>7.1f}  {point['fvu']:>7.4f}  {point['dead']:>6.1%}  "
+            f"{point['checkpoint']} {mark}"
+        )
+    return "\n".join([*lines, str(out / "pareto.png")])
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@
     state/00001200/    one save: checkpoint/ (an autoencoder's own format), state.safetensors, state.json
     metrics.jsonl      one line per model and log interval
     report.png         drawn when the run finishes
+    report.html        the same with the run's settings, in one file
     checkpoint/        the trained autoencoder, moved here when the run finishes; state/ goes away then
 
 With several models `checkpoint` is `checkpoint-0`, `checkpoint-1` and so on. A kill at any moment leaves `run.json`
@@ -50,6 +51,7 @@ class RunDirectory:
     def __init__(self, path: str | Path, description: Json, n_models: int) -> None:
         """Raises `CheckpointError` when `path` holds another run (listing what differs) or something else."""
         self.path = Path(path)
+        self.description = description
         self.names = ["checkpoint"] if n_models == 1 else [f"checkpoint-{i}" for i in range(n_models)]
         pointer = self.path / "run.json"
         self._pointer: Json | None = None
@@ -161,7 +163,7 @@ class RunDirectory:
     def _refuse_foreign_files(self) -> None:
         if self.path.exists() and not self.path.is_dir():
             raise CheckpointError(f"{self.path} is a file; out must be a directory, new or of the same run.")
-        known = {"config.json", "metrics.jsonl", "report.png", "state"}
+        known = {"config.json", "metrics.jsonl", "report.png", "report.html", "state", "tensorboard", "wandb"}
         found = sorted(entry.name for entry in self.path.iterdir()) if self.path.is_dir() else []
         foreign = [name for name in found if name not in known and not name.endswith(".tmp")]
         if foreign:

@@ -7,6 +7,7 @@ from typing import Literal
 from saekit.errors import ConfigError
 from saekit.training.monitor import Record
 from saekit.training.optim import PRECISIONS
+from saekit.training.trackers import check_trackers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +43,8 @@ class FitConfig:
     """Save every this many steps as well."""
     progress: bool = True
     """Show the progress bar (stderr)."""
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Also send the numbers of metrics.jsonl to TensorBoard (RUN/tensorboard) or Weights & Biases."""
 
     def __post_init__(self) -> None:
         shares = ("lr_warmup_fraction", "lr_decay_fraction", "sparsity_warmup_fraction")
@@ -57,6 +60,7 @@ class FitConfig:
             ("save_every", "1 or more, or None", self.save_every is None or self.save_every >= 1),
         ]
         wrong = [f"{name}={getattr(self, name)!r}, must be {rule}" for name, rule, holds in rules if not holds]
+        check_trackers(self.trackers)
         if wrong:
             raise ConfigError(f"FitConfig: {'; '.join(wrong)}.")
 

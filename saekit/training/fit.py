@@ -42,8 +42,11 @@ from saekit.training.optim import (
     take_step,
 )
 from saekit.training.report import write_report
-from saekit.training.stream import BatchStream
+from saekit.training.report_page import write_page
 from saekit.training.resample import DeadResampler
+from saekit.training.scaling import warn_about_weight
+from saekit.training.stream import BatchStream
+from saekit.training.trackers import Tracker, close_trackers, open_trackers
 
 # The numbers a run ends with are those of this last share of its tokens.
 FINAL_FRACTION = 0.1
@@ -107,6 +110,7 @@ class _Run:
         self.step = self.n_seen = 0
         self.seconds = 0.0
         self.logged = {"n_seen": 0, "seconds": 0.0}
+        self.trackers: list[Tracker] = []
         self.provenance = {**provenance, "training": self._settings()}
         self.directory = self._open(out)
 
@@ -122,13 +126,19 @@ class _Run:
         if directory is not None and saved is not None and directory.is_finished:
             logger.info("%s is finished: its models were loaded, nothing was trained.", directory.path)
             return self._result(saved.record["final"], was_finished=True)
+        for model in self.models:
+            if isinstance(model, SparseAutoencoder):
+                warn_about_weight(model)
         modes = [model.training for model in self.models]
+        where = None if directory is None else directory.path
+        self.trackers = open_trackers(self.config.trackers, where, self.provenance["training"], self.step)
         try:
             with matmul_precision(self.precision):
                 self._train()
         finally:
             for model, mode in zip(self.models, modes, strict=True):
                 model.train(mode)
+            close_trackers(self.trackers)
         return self._finish()
 
     def _train(self) -> None:
@@ -203,6 +213,8 @@ class _Run:
             record["lr"] = self.optimizers[i].param_groups[0]["lr"]
             records.append(record)
         self.log.write(records)
+        for tracker in self.trackers:
+            tracker.write(records)
         self.windows = [WindowMeter(self.d_in, self.device) for _ in self.models]
         self.logged = {"n_seen": self.n_seen, "seconds": self.seconds}
         return records
@@ -216,7 +228,9 @@ class _Run:
             final.append(record)
         if self.directory is not None:
             densities = [None if meter is None else meter.firing.density() for meter in self.densities]
-            write_report(self.directory.path / "report.png", self.log.records, densities)
+            at = self.directory.path
+            write_report(at / "report.png", self.log.records, densities)
+            write_page(at / "report.html", at / "report.png", at.name, final, self.directory.description)
             self._save(finished=True, final=final)
         return self._result(final, was_finished=False)
 
@@ -286,7 +300,7 @@ class _Run:
 
     def _settings(self) -> Json:
         """What decides the weights a run comes to, beside models and data: kept in the checkpoint."""
-        cosmetic = ("log_every", "save_minutes", "save_every", "progress")
+        cosmetic = ("log_every", "save_minutes", "save_every", "progress", "trackers")
         settings = {key: value for key, value in to_tagged(self.config).items() if key not in cosmetic}
         stream = {"n_tokens": self.stream.n_tokens, "batch_size": self.stream.batch_size}
         return {**settings, "precision": self.precision, **stream}
