@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 import streamlit as st
 
 from saekit.index import FeatureIndex
-from saekit_explorer import overview_data, table, widgets
+from saekit_explorer import compare_data, overview_data, table, widgets
 from saekit_explorer.browse import Browse, Listing, list_features
+from saekit_explorer.change import Change
 from saekit_explorer.encoded import Encoded
 from saekit_explorer.settings import index_path, read_settings
 
@@ -134,3 +135,59 @@ def _live_image(_index: FeatureIndex, stamp: str, picture: bytes, name: str) -> 
     from saekit_explorer.live import encode_image
 
     return encode_image(live_model(_index), picture, name)
+
+
+def steered(index: FeatureIndex, feature: int, change: Change, prompt: str, n_tokens: int) -> dict[str, Any]:
+    """`live_steering.steer_prompt`, kept for the last 64."""
+    return _steered(index, index_stamp(index), feature, change, prompt, n_tokens)
+
+
+@st.cache_data(show_spinner=False, max_entries=64, hash_funcs={Change: repr})
+def _steered(
+    _index: FeatureIndex, stamp: str, feature: int, change: Change, prompt: str, n_tokens: int
+) -> dict[str, Any]:
+    from saekit_explorer.live_steering import steer_prompt
+
+    return steer_prompt(live_model(_index), feature, change, prompt, n_tokens)
+
+
+def text_effect(index: FeatureIndex, text: str, feature: int, change: Change, place: int | None) -> dict[str, Any]:
+    """`live_steering.effect_on_text`, kept for the last 64."""
+    return _text_effect(index, index_stamp(index), text, feature, change, place)
+
+
+@st.cache_data(show_spinner=False, max_entries=64, hash_funcs={Change: repr})
+def _text_effect(
+    _index: FeatureIndex, stamp: str, text: str, feature: int, change: Change, place: int | None
+) -> dict[str, Any]:
+    from saekit_explorer.live_steering import effect_on_text
+
+    return effect_on_text(live_model(_index), text, feature, change, place)
+
+
+def image_effect(
+    index: FeatureIndex, picture: bytes, name: str, feature: int, change: Change, place: int | None
+) -> dict[str, Any]:
+    """`live_steering.effect_on_image`, kept for the last 32."""
+    return _image_effect(index, index_stamp(index), picture, name, feature, change, place)
+
+
+@st.cache_data(show_spinner=False, max_entries=32, hash_funcs={Change: repr})
+def _image_effect(
+    _index: FeatureIndex, stamp: str, picture: bytes, name: str, feature: int, change: Change, place: int | None
+) -> dict[str, Any]:
+    from saekit_explorer.live_steering import effect_on_image
+
+    return effect_on_image(live_model(_index), picture, name, feature, change, place)
+
+
+def compared(index: FeatureIndex) -> dict[str, Any]:
+    """`compare_data.comparison` of this index with what the settings name; read again when a file changes."""
+    paths = read_settings().compare
+    stamps = tuple(compare_data.stamp(Path(path)) for path in paths)
+    return _compared(index, index_stamp(index), paths, stamps)
+
+
+@st.cache_data(show_spinner=False, max_entries=4)
+def _compared(_index: FeatureIndex, stamp: str, paths: tuple[str, ...], stamps: tuple[int, ...]) -> dict[str, Any]:
+    return compare_data.comparison(_index, [Path(path) for path in paths])

@@ -77,47 +77,60 @@ def load_live(index: FeatureIndex, settings: Settings) -> LiveModel:
 
 def encode_text(model: LiveModel, text: str) -> Encoded:
     """A text through the model: its first window. Raises `InputError` for a text without tokens."""
+    with model.lock:
+        (example, *others), n_prefix = read_text(model, text)
+        words = words_of(model, example, n_prefix)
+        n_cut = sum(len(other.token_ids) - n_prefix for other in others if other.token_ids is not None)
+        return _encode(model, example, n_prefix, kind="text", words=words, n_places=len(words), n_cut=n_cut)
+
+
+def read_text(model: LiveModel, text: str) -> "tuple[list[Example], int]":
+    """The windows of a text, one at least, and how many prefix tokens each has."""
     from saekit.inputs import Document, SkipLog
 
     if not text.strip():
         raise InputError("The text is empty.")
     options = replace(model.options, min_tokens=1, pack=False)
-    log = SkipLog()
-    with model.lock:
-        windows = list(model.backbone.examples([Document(id="input", text=text)], options, log))
-        if not windows:
-            raise InputError("No token of this text is one that the autoencoder reads. Write a little more.")
-        example = windows[0]
-        assert example.token_ids is not None, "a text backbone gives token ids"
-        n_prefix = model.backbone.layout_for(options).n_prefix
-        words = decode_tokens(model.vocabulary or [], example.token_ids[n_prefix:].tolist())
-        n_cut = sum(len(other.token_ids) - n_prefix for other in windows[1:] if other.token_ids is not None)
-        return _encode(model, example, n_prefix, kind="text", words=words, n_places=len(words), n_cut=n_cut)
+    windows = list(model.backbone.examples([Document(id="input", text=text)], options, SkipLog()))
+    if not windows:
+        raise InputError("No token of this text is one that the autoencoder reads. Write a little more.")
+    return windows, model.backbone.layout_for(options).n_prefix
+
+
+def words_of(model: LiveModel, example: "Example", n_prefix: int) -> list[str]:
+    """What each content token of a text says."""
+    assert example.token_ids is not None, "a text backbone gives token ids"
+    return decode_tokens(model.vocabulary or [], example.token_ids[n_prefix:].tolist())
 
 
 def encode_image(model: LiveModel, picture: bytes, name: str) -> Encoded:
     """An encoded image file through the model. Raises `InputError` when it is not a readable image."""
+    with model.lock:
+        example, n_prefix, image = read_picture(model, picture, name)
+        n_places = image["grid"][0] * image["grid"][1]
+        return _encode(model, example, n_prefix, kind="image", image=image, n_places=n_places)
+
+
+def read_picture(model: LiveModel, picture: bytes, name: str) -> "tuple[Example, int, dict[str, Any]]":
+    """An encoded image file as an example, its number of prefix tokens, and what the browser draws it from."""
     from saekit.inputs import ImageInput, SkipLog
 
     log = SkipLog()
-    with model.lock:
-        found = list(model.backbone.examples([ImageInput(id=name, load=picture)], model.options, log))
-        if not found:
-            raise InputError(f"{name} cannot be used: {next(iter(log.reasons), 'not a readable image')}.")
-        example = found[0]
-        geometry = example.geometry
-        assert geometry is not None, "an image backbone gives the geometry"
-        image = {
-            "src": data_address(example.thumbnail),
-            "width": geometry.width,
-            "height": geometry.height,
-            "crop": list(geometry.crop),
-            "grid": list(geometry.grid),
-            "name": name,
-        }
-        n_prefix = model.backbone.layout_for(model.options).n_prefix
-        n_places = geometry.grid[0] * geometry.grid[1]
-        return _encode(model, example, n_prefix, kind="image", image=image, n_places=n_places)
+    found = list(model.backbone.examples([ImageInput(id=name, load=picture)], model.options, log))
+    if not found:
+        raise InputError(f"{name} cannot be used: {next(iter(log.reasons), 'not a readable image')}.")
+    example = found[0]
+    geometry = example.geometry
+    assert geometry is not None, "an image backbone gives the geometry"
+    image = {
+        "src": data_address(example.thumbnail),
+        "width": geometry.width,
+        "height": geometry.height,
+        "crop": list(geometry.crop),
+        "grid": list(geometry.grid),
+        "name": name,
+    }
+    return example, model.backbone.layout_for(model.options).n_prefix, image
 
 
 def _encode(model: LiveModel, example: "Example", n_prefix: int, **rest: Any) -> Encoded:

@@ -20,6 +20,8 @@ class Settings:
     """Autoencoder for live inputs; None: the one that the index names."""
     backbone: str | None = None
     """Backbone for live inputs; None: the one that the index names."""
+    compare: tuple[str, ...] = ()
+    """Runs, evaluations and indexes that the Compare page shows beside this index."""
 
     def to_environment(self) -> dict[str, str]:
         """The environment that hands these settings to the Streamlit process."""
@@ -31,7 +33,8 @@ def read_settings() -> Settings:
     text = os.environ.get(VARIABLE)
     if not text:
         raise FeatureIndexError("No index was given. Type: saekit explore INDEX")
-    return Settings(**json.loads(text))
+    given = json.loads(text)
+    return Settings(**{**given, "compare": tuple(given.get("compare", ()))})
 
 
 def index_path() -> Path:

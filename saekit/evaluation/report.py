@@ -164,7 +164,10 @@ def _probing(axis: Any, results: list[dict[str, Any]]) -> None:
     whole = next((each for each in results if each["k"] is None), None)
     if whole:
         axis.axhline(whole["accuracy"], color=GREY, linestyle="--", label="raw, all dimensions")
-    axis.set_xscale("log", base=2)
+    axis.set_xscale("log")
+    ks = sorted({each["k"] for each in results if each["k"] is not None})
+    axis.set_xticks(ks, [str(k) for k in ks], minor=False)
+    axis.set_xticks([], minor=True)
     axis.legend(frameon=False, fontsize=8, loc="lower right")
 
 

@@ -152,12 +152,14 @@ def run(config: EvaluateConfig) -> Path:
         # Before the model is loaded, which is what takes long.
         point = matching_hook_point(sae, store, config.hook_point, allow_other_store=True)
         labels = None if config.labels is None else read_labels(config.labels, store)
+    backbone: Backbone | None
     with ExitStack() as stack:
         if store is None:
-            backbone, skipped = _load_for_inputs(sae, config), ""
+            model, skipped = _load_for_inputs(sae, config), ""
+            backbone = model
             make_directory(config.out, ConfigError)
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=".activations-", dir=config.out))
-            store, point = _extract_inputs(sae, backbone, config, Path(folder) / "store")
+            store, point = _extract_inputs(sae, model, config, Path(folder) / "store")
             labels = None if config.labels is None else read_labels(config.labels, store)
         else:
             backbone, skipped = _load_for_store(store, point, config)

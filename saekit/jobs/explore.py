@@ -35,6 +35,8 @@ class ExploreConfig:
     """Autoencoder for live inputs, when it is not where the index says."""
     backbone: str | None = None
     """Backbone for live inputs, when it is not the one the index names."""
+    compare: tuple[Path, ...] = ()
+    """Runs, evaluations (folders with a metrics.json) or indexes to show beside this index on the Compare page."""
     host: str = "localhost"
     """Address to listen on. Anything but localhost lets other machines read the index and run the model."""
     port: int = 8501
@@ -52,6 +54,7 @@ def run(config: ExploreConfig) -> Path:
     index = FeatureIndex.open(config.index)
     if config.checkpoint is not None and not config.checkpoint.is_dir():
         raise ConfigError(f"{config.checkpoint} is not a directory; a checkpoint is a directory with a meta.json.")
+    _check_compared(config.compare)
     # A plain kill has to stop the child too, at any moment, so it ends the wait as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -96,6 +99,20 @@ def explorer(config: ExploreConfig) -> Iterator[tuple[str, "subprocess.Popen[byt
         _stop(process)
 
 
+def _check_compared(paths: tuple[Path, ...]) -> None:
+    """Refuse now, all at once, what the Compare page could not show."""
+    from saekit_explorer.compare_data import read_entry
+
+    problems = []
+    for path in paths:
+        try:
+            read_entry(path)
+        except SaekitError as error:
+            problems.append(str(error))
+    if problems:
+        raise ConfigError(f"--compare: {' '.join(problems)}")
+
+
 def _flags(host: str, port: int) -> list[str]:
     options = {
         "server.address": host,
@@ -120,6 +137,7 @@ def _environment(config: ExploreConfig) -> dict[str, str]:
         index=str(config.index.resolve()),
         checkpoint=None if config.checkpoint is None else str(config.checkpoint.resolve()),
         backbone=config.backbone,
+        compare=tuple(str(path.resolve()) for path in config.compare),
     )
     return {**os.environ, **settings.to_environment()}
 

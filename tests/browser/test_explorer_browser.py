@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from explorer_index import make_live_index
 from indexes import BANK
+from test_explorer_compare import metrics
 
 from saekit.index import FeatureIndex
 from saekit.jobs.explore import ExploreConfig, explorer
@@ -32,7 +33,7 @@ ARGUMENTS = [
     "--disable-sync",
 ]
 # Streamlit looks for its server under the page's own address first; on a page that is not the first this is a 404.
-PROBES = re.compile(r"/(features|feature|input)/_stcore/(health|host-config)$")
+PROBES = re.compile(r"/(features|feature|input|compare)/_stcore/(health|host-config)$")
 SETTLED = '[data-testid="stApp"][data-test-script-state="notRunning"]'
 
 
@@ -80,8 +81,10 @@ def browser() -> Iterator["playwright_api.BrowserContext"]:
 @pytest.fixture(scope="module", params=["text", "image"])
 def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str, Path]]:
     """Kind, URL and path of an index that is served."""
-    path = make_live_index(tmp_path_factory.mktemp("browser") / "index", request.param)
-    with explorer(ExploreConfig(index=path, port=0, open_browser=False)) as (url, _):
+    folder = tmp_path_factory.mktemp("browser")
+    path = make_live_index(folder / "index", request.param)
+    runs = (metrics(folder / "small" / "run", 8, 0.3), metrics(folder / "large" / "run", 32, 0.1))
+    with explorer(ExploreConfig(index=path, compare=runs, port=0, open_browser=False)) as (url, _):
         yield request.param, url, path
 
 
@@ -94,7 +97,13 @@ def test_every_page_in_both_themes_without_a_complaint(
 ) -> None:
     kind, url, _ = served
     live = "input?text=The%20tide%20%3Cscript%3E%20goes" if kind == "text" else "input?example=3&live=true"
-    pages = {"overview": "", "features": "features", "feature": f"feature?feature={BANK}", "input": live}
+    pages = {
+        "overview": "",
+        "features": "features",
+        "feature": f"feature?feature={BANK}",
+        "input": live,
+        "compare": "compare",
+    }
     visit = open_visit(browser, url)
     for name, path in pages.items():
         visit.go(path)
@@ -214,6 +223,91 @@ def test_a_prompt_or_an_image_leads_to_its_features(
     chosen.click()
     visit.wait_for_address(rf"/feature\?.*feature={number}")
     playwright_api.expect(page.get_by_role("heading", level=1)).to_have_text(f"Feature {number}")
+    assert visit.complaints == []
+    page.close()
+
+
+def test_a_feature_of_an_input_is_changed_and_the_address_brings_it_back(
+    browser: "playwright_api.BrowserContext", served: tuple[str, str, Path]
+) -> None:
+    kind, url, _ = served
+    visit = open_visit(browser, url)
+    page = visit.page
+    visit.go("input?text=the%20cat%20%3Cb%3Esat" if kind == "text" else "input?example=3")
+    page.get_by_role("button", name=re.compile("^change feature")).first.click()
+    visit.wait_for_address(r"change=\d")
+    shown = (
+        page.locator(".movers caption").first if kind == "text" else page.get_by_text("colour: change of each patch")
+    )
+    playwright_api.expect(shown).to_be_visible()
+    if kind == "text":
+        token = page.locator(".words .tok").nth(1)
+        token.focus()
+        page.keyboard.press("Enter")
+        playwright_api.expect(page.locator(".words .tok").nth(1)).to_have_attribute("aria-pressed", "true")
+    page.get_by_text("At the chosen").click()
+    playwright_api.expect(page.get_by_text(re.compile("^Choose a (token|patch) below first"))).to_be_visible()
+    (page.locator(".tok").first if kind == "text" else page.locator(".heat").last).click()
+    visit.wait_for_address(r"at=\d")
+    playwright_api.expect(shown).to_be_visible()
+    address = page.url
+    page.reload()
+    visit.settle()
+    assert page.url == address
+    playwright_api.expect(shown).to_be_visible()
+    visit.keep(f"{kind}-change")
+    assert visit.complaints == []
+    page.close()
+
+
+def test_the_model_is_steered_from_a_features_page(
+    browser: "playwright_api.BrowserContext", served: tuple[str, str, Path]
+) -> None:
+    kind, url, _ = served
+    visit = open_visit(browser, url)
+    page = visit.page
+    visit.go(f"feature?feature={BANK}")
+    if kind == "image":
+        assert page.get_by_text("Steer the model").count() == 0
+        page.close()
+        return
+    page.get_by_text("Steer the model with this feature").click()
+    visit.wait_for_address(r"steer=true")
+    page.get_by_label("Prompt", exact=True).fill("the <i>cat</i>")
+    page.keyboard.press("Enter")
+    playwright_api.expect(
+        page.get_by_role("region", name="Without").or_(page.locator("section[aria-label=With]"))
+    ).to_have_count(2)
+    playwright_api.expect(page.locator("section[aria-label=With] .written")).to_contain_text("the <i>cat</i>")
+    visit.wait_for_address(r"prompt=the")
+    page.reload()
+    playwright_api.expect(page.locator("section[aria-label=With] .written")).to_contain_text("the <i>cat</i>")
+    visit.keep("text-steer")
+    assert page.locator(".written i").count() == 0
+    assert visit.complaints == []
+    page.close()
+
+
+def test_dictionaries_are_compared_with_the_keyboard_alone(
+    browser: "playwright_api.BrowserContext", served: tuple[str, str, Path]
+) -> None:
+    _, url, _ = served
+    visit = open_visit(browser, url)
+    page = visit.page
+    visit.go("compare")
+    playwright_api.expect(page.locator("svg.pareto")).to_have_attribute("aria-label", re.compile("FVU against L0 of 2"))
+    page.locator("input[name=y]:checked").focus()
+    page.keyboard.press("ArrowRight")
+    visit.wait_for_address(r"y=\w")
+    playwright_api.expect(page.locator("svg.pareto")).to_have_attribute("aria-label", re.compile("against L0"))
+    page.locator("svg.pareto g[tabindex='0']").first.focus()
+    tip = page.get_by_role("tooltip").filter(visible=True)
+    playwright_api.expect(tip).to_contain_text("L0 8")
+    address = page.url
+    page.reload()
+    visit.settle()
+    assert page.url == address
+    playwright_api.expect(page.locator("input[name=y]:checked")).not_to_have_value("fvu")
     assert visit.complaints == []
     page.close()
 

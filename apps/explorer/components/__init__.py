@@ -17,6 +17,9 @@ STYLES: dict[str, tuple[str, ...]] = {
     "side": (),
     "live": ("images",),
     "gallery": (),
+    "compare": (),
+    "steered": (),
+    "effect": ("images",),
 }
 """Components, and the style sheets each needs besides `common` and its own."""
 

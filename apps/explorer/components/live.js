@@ -53,6 +53,13 @@ export default function (component) {
     return line;
   }
 
+  /** The panel that shows the change is at the top of the page. */
+  function change(id) {
+    component.setTriggerValue("change", id);
+    const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
+    document.querySelector('[data-testid="stMain"]')?.scrollTo({ top: 0, behavior: calm ? "auto" : "smooth" });
+  }
+
   function rows(list, valueTitle, withPlaces) {
     const most = Math.max(...list.map((row) => row.value), 1e-9);
     return h("table", { class: "features" }, h("thead", {}, h("tr", {},
@@ -68,7 +75,10 @@ export default function (component) {
       h("td", { class: "num" }, h("button", {
         class: "small", "data-focus": `paint-${withPlaces ? "all" : "at"}-${row.id}`, "aria-pressed": String(String(row.id) === String(view.paint)),
         onclick: () => set({ paint: String(row.id) === String(view.paint) ? "strongest" : row.id }),
-      }, String(row.id) === String(view.paint) ? "shown" : "show"))))));
+      }, String(row.id) === String(view.paint) ? "shown" : "show"), " ", h("button", {
+        class: "small", "data-focus": `change-${withPlaces ? "all" : "at"}-${row.id}`, "aria-label": `change feature ${row.id}`,
+        title: "see what the model predicts without it", onclick: () => change(row.id),
+      }, "change"))))));
   }
 
   function draw() {

@@ -5,6 +5,7 @@ import streamlit as st
 from saekit.errors import FeatureIndexError
 from saekit.index import FeatureIndex
 from saekit_explorer import components, data, widgets
+from saekit_explorer.views import steering
 
 TITLE = "Feature"
 URL = "feature"
@@ -33,6 +34,8 @@ def render(index: FeatureIndex) -> None:
         components.show("side", panels, triggers=("open",), on={"open": lambda: _open("side")})
         _go_to(index)
     with main:
+        if index.kind == "text":
+            steering.on_prompt(index, feature)
         _examples(index, feature)
 
 

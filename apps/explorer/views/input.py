@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import streamlit as st
 
-from saekit.errors import SaekitError
 from saekit.index import FeatureIndex
 from saekit_explorer import components, data, widgets
 from saekit_explorer.encoded import Encoded, from_index, payload
 from saekit_explorer.navigation import open_feature
+from saekit_explorer.views import steering
 
 TITLE = "Input"
 URL = "input"
@@ -27,11 +27,22 @@ def render(index: FeatureIndex) -> None:
     found = _text(index) if index.kind == "text" else _image(index)
     if found is None:
         return
-    stamp, encoded = found
+    stamp, encoded, picture = found
+    # Above the tables of features, which are long, but drawn after them: they know which place was chosen.
+    above = st.container()
     _show(index, encoded, stamp)
+    with above:
+        if index.kind == "text":
+            steering.on_text(index, str(st.session_state["text"]), encoded)
+        else:
+            steering.on_image(index, *picture, encoded)
 
 
-def _text(index: FeatureIndex) -> tuple[str, Encoded] | None:
+Picture = tuple[bytes, str]
+"""An encoded image and its name; of a text, empty."""
+
+
+def _text(index: FeatureIndex) -> tuple[str, Encoded, Picture] | None:
     text = st.text_area(
         "Text",
         key="text",
@@ -54,10 +65,10 @@ def _text(index: FeatureIndex) -> tuple[str, Encoded] | None:
         st.warning(
             f"The text is longer than the context: cut after {encoded.n_places:,} tokens, {encoded.n_cut:,} left out."
         )
-    return f"text:{text}", encoded
+    return f"text:{text}", encoded, (b"", "")
 
 
-def _image(index: FeatureIndex) -> tuple[str, Encoded] | None:
+def _image(index: FeatureIndex) -> tuple[str, Encoded, Picture] | None:
     left, right = st.columns([0.6, 0.4], gap="large")
     with right:
         upload = st.file_uploader(
@@ -91,29 +102,22 @@ def _image(index: FeatureIndex) -> tuple[str, Encoded] | None:
         st.caption("Showing the upload, which only this session has. Remove it to return to the index's examples.")
         picture, name = upload.getvalue(), upload.name
         encoded = _live(lambda: data.live_image(index, picture, name))
-        return None if encoded is None else (f"upload:{upload.file_id}", encoded)
+        return None if encoded is None else (f"upload:{upload.file_id}", encoded, (picture, name))
     if example is None:
         st.caption("Choose an image of the index, or upload one.")
         gallery = [{**widgets.image_record(index, each), "example": each} for each in _some_examples(index, N_GALLERY)]
         components.show("gallery", {"images": gallery}, triggers=("pick",), on={"pick": _pick})
         return None
     chosen = int(example)
+    thumbnail = (index.examples.thumbnail(chosen), widgets.image_record(index, chosen)["name"])
     if live:
-        thumbnail = index.examples.thumbnail(chosen)
-        encoded = _live(lambda: data.live_image(index, thumbnail, widgets.image_record(index, chosen)["name"]))
-        return None if encoded is None else (f"live:{chosen}", encoded)
-    return f"example:{chosen}", from_index(index, chosen)
+        encoded = _live(lambda: data.live_image(index, *thumbnail))
+        return None if encoded is None else (f"live:{chosen}", encoded, thumbnail)
+    return f"example:{chosen}", from_index(index, chosen), thumbnail
 
 
 def _live(run: Callable[[], Encoded]) -> Encoded | None:
-    """What `run` gives, or the reason why the model could not be run."""
-    try:
-        with st.spinner("Running the model …", show_time=True):
-            return run()
-    except SaekitError as error:
-        st.error("The model could not be run on this input.")
-        st.text(str(error))
-        return None
+    return steering.run_live(run, "The model could not be run on this input.")
 
 
 def _show(index: FeatureIndex, encoded: Encoded, stamp: str) -> None:
@@ -127,9 +131,9 @@ def _show(index: FeatureIndex, encoded: Encoded, stamp: str) -> None:
         "live",
         {**payload(index, encoded), "view": kept["view"], "stamp": stamp, "list": browse.to_query()},
         key="live-pass",
-        triggers=("open", "address"),
+        triggers=("open", "address", "change"),
         states=("view",),
-        on={"address": lambda: _moved(index)},
+        on={"address": lambda: _moved(index), "change": _change},
     )
     if result.view:
         _remember(result.view)
@@ -183,6 +187,11 @@ def _moved(index: FeatureIndex) -> None:
         example = str(asked.get("example", ""))
         is_example = example.isdecimal() and len(example) < 10 and int(example) < index.n_examples
         st.session_state["example"] = int(example) if is_example else None
+
+
+def _change() -> None:
+    """The "change" button of a feature: the panel above takes it over."""
+    st.session_state["change"] = int(st.session_state["live-pass"]["change"])
 
 
 def _pick() -> None:
