@@ -129,6 +129,13 @@ def test_the_hook_point_and_the_model_are_said(tmp_path):
     assert load_sae(tmp_path / "written").provenance["hook_point"] == "layers.6"
 
 
+def test_a_hook_point_that_only_we_name_is_kept(tmp_path):
+    sae = autoencoder("relu")
+    sae.provenance = {"hook_point": "model.layers.3.mlp.act_fn:input"}
+    save_as(sae, tmp_path / "written", format="saelens")
+    assert load_sae(tmp_path / "written").provenance["hook_point"] == "model.layers.3.mlp.act_fn:input"
+
+
 def test_metadata_of_another_project_survives_us(tmp_path):
     save_as(autoencoder("relu"), tmp_path / "first", format="saelens")
     config = json.loads((tmp_path / "first" / "cfg.json").read_text())

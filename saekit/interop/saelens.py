@@ -79,6 +79,8 @@ def read(source: Source, options: ReadOptions) -> Dictionary:
         said_by=CONFIG,
     )
     notes = []
+    if config.get("reshape_activations") == "hook_z":
+        notes.append("It takes hook_z with its heads side by side, [n_heads * d_head] wide.")
     W_dec = tensors["W_dec"]
     if config.get("finetuning_scaling_factor"):
         W_dec = W_dec * next(tensors[name] for name in finetuning if name in tensors)[:, None]
@@ -93,7 +95,7 @@ def read(source: Source, options: ReadOptions) -> Dictionary:
         subtracts_b_dec=bool(config.get("apply_b_dec_to_input", not is_transcoder)),
         is_transcoder=is_transcoder,
         W_skip=skip,
-        hook_point=from_transformer_lens(config["metadata"].get("hook_name")),
+        hook_point=_hook_point(config["metadata"]),
         source={"format": "saelens", "architecture": architecture, **config["metadata"]},
         notes=tuple(notes),
     )
@@ -182,6 +184,12 @@ def _parts(dictionary: Dictionary) -> tuple[Dictionary, dict[str, Any], dict[str
         config |= {"k": activation.k, "rescale_acts_by_decoder_norm": False}
     config["architecture"] = architectures[kind]
     return dictionary, config, metadata, {name: tensor.float().contiguous() for name, tensor in tensors.items()}
+
+
+def _hook_point(metadata: dict[str, Any]) -> str | None:
+    """Ours for the file's; a file that saekit wrote says it in our words where TransformerLens has none."""
+    name = metadata.get("hook_name")
+    return from_transformer_lens(name) or (name if "saekit_version" in metadata else None)
 
 
 def _metadata(dictionary: Dictionary) -> dict[str, Any]:
