@@ -54,6 +54,7 @@ def test_a_convolutional_pair_gives_back_any_size(height, width):
     x = rows(3, 2 * height * width)
     assert model(x).shape == x.shape
     assert model.encode(x).shape == (3, 3)
+    assert model.describe().endswith("-8-3-8-" + str(model.encoder[-3].in_features) + "-4c-3c-2c")
 
 
 def test_a_convolution_that_does_not_fit_the_rows_is_named():

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from saekit.autoencoders.base import Autoencoder
 from saekit.autoencoders.likelihoods import LikelihoodModule
-from saekit.autoencoders.modules import Custom, linear_layers, seeded
+from saekit.autoencoders.modules import Custom, TransposedLinear, seeded
 from saekit.errors import ConfigError, InputError
 
 
@@ -86,9 +86,9 @@ class EncoderDecoder(Autoencoder, ABC):
     @final
     @torch.no_grad()
     def set_data_mean_(self, mean: Float[Tensor, " d_in"]) -> None:
-        """Start from the mean of the data: the decoder's last bias is set so that zero latents reconstruct it.
+        """Start from the mean of the data: the decoder's last bias becomes what reconstructs it by itself.
 
-        Several epochs are spared by it. For an image whose convolution has a bias per channel, the channel's mean.
+        Several epochs are spared by it. Where a channel of an image has one bias, it is that of the channel's mean.
         """
         bias = self.likelihood.output_for_mean(mean)
         biases = [value for layer in self.decoder.modules() if (value := getattr(layer, "bias", None)) is not None]
@@ -100,15 +100,17 @@ class EncoderDecoder(Autoencoder, ABC):
         return f"d_in={self.config.d_in}, d_latent={self.config.d_latent}"
 
     def describe(self) -> str:
-        """The layers of encoder and decoder as one line, e.g. `784-1000-500-250-30-250-500-1000-784`."""
-        widths = [
-            [(layer.weight.shape[1], layer.weight.shape[0]) for layer in linear_layers(module)]
-            for module in (self.encoder, self.decoder)
-        ]
-        flat = [pair for part in widths for pair in part]
-        if not flat:
-            return f"{self.config.d_in}-{self.config.d_latent}-{self.config.d_in}"
-        return "-".join(str(width) for width in (flat[0][0], *(out for _, out in flat)))
+        """Widths from input to reconstruction in one line, e.g. `784-1000-500-250-30-250-500-1000-784`.
+
+        A convolution is its number of channels, `16c`; layers of other kinds are left out.
+        """
+        widths = [str(self.config.d_in)]
+        for layer in (*self.encoder.modules(), *self.decoder.modules()):
+            if isinstance(layer, (nn.Linear, TransposedLinear)):
+                widths.append(str(layer.weight.shape[0]))
+            elif isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
+                widths.append(f"{layer.out_channels}c")
+        return "-".join(widths)
 
 
 def check_width(x: Tensor, d_in: int) -> None:
