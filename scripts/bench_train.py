@@ -5,12 +5,12 @@
     python scripts/bench_train.py --device cuda --batch-size 8192
     python scripts/bench_train.py --peers none              # saekit and the floors alone
 
-Each contestant is a process of its own (bench_train_worker.py) that holds its model and waits; every round lets each of
-them take one step while the others sleep, and the least time of each counts. All start from the same weights, biased so
-that ReLU codes have the asked-for L0, and see the same batches; `positive` in the table is the measured number of positive
-pre-activations per row at the end. A step is everything the library does between two batches: loss, gradients, clipping
-and projection where its recipe has them, Adam, renormalisation. Peers run with default settings and with the best ones
-they offer here: `compiled` is SAELens's compile_sae, `autocast` bf16 as each library switches it on.
+Each contestant is a process of its own (bench_train_worker.py) that holds its model and waits; every round lets each
+of them take one step while the others sleep, and the least time of each counts. All start from the same weights, biased
+so that ReLU codes have the asked-for L0, and see the same batches; `positive` in the table is the measured number of
+positive pre-activations per row at the end. A step is everything the library does between two batches: loss, gradients,
+clipping and projection where its recipe has them, Adam, renormalisation. Peers run with default settings and with the
+best ones they offer here: `compiled` is SAELens's compile_sae, `autocast` bf16 as each library switches it on.
 """
 
 import json

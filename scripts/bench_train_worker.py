@@ -1,8 +1,8 @@
 """One contestant of bench_train.py in a process of its own, which takes a training step whenever it is told to.
 
-Started by bench_train.py, with saekit's Python or with that of the peers' environment (scripts/setup_peers.sh). Reads one
-JSON line of settings from stdin, builds the model, then answers every line `step` with its seconds and `end` with what
-it measured of memory and sparsity. All contestants start from the same weights and see the same batches.
+Started by bench_train.py, with saekit's Python or with that of the peers' environment (scripts/setup_peers.sh). Reads
+one JSON line of settings from stdin, builds the model, then answers every line `step` with its seconds and `end` with
+what it measured of memory and sparsity. All contestants start from the same weights and see the same batches.
 """
 
 import importlib
@@ -140,7 +140,7 @@ def saelens(settings: dict[str, Any], inputs: Inputs) -> Contestant:
 
 
 def sparsify(settings: dict[str, Any], inputs: Inputs) -> Contestant:
-    """The calls of sparsify's trainer around its SparseCoder, with Adam; `best` adds its bf16 autocast or fused Adam."""
+    """The calls of sparsify's trainer around its SparseCoder, with Adam; in bf16 autocast if asked for."""
     from sparsify.sparse_coder import SparseCoder, SparseCoderConfig
 
     device = settings["device"]
@@ -260,12 +260,11 @@ def main() -> None:
     contestant.step(inputs.batches[0])
     contestant.step(inputs.batches[1])
     print(json.dumps({"ready": True}), file=answers)
-    n_done, peak = 0, 0
-    for line in sys.stdin:
+    peak = 0
+    for n_done, line in enumerate(sys.stdin):
         if line.strip() != "step":
             break
         x = inputs.batches[n_done % len(inputs.batches)]
-        n_done += 1
         memory.start()
         if is_cuda:
             torch.cuda.synchronize()
