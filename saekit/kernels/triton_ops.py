@@ -233,7 +233,7 @@ class Segments:
     ) -> Tensor | None:
         """out = code^T @ dense `[batch d_in]` for the latents in `bounds`, every row written.
 
-        With `weights`, fills `dots` with (weights dense^T) at the entries; without, returns the sums of latents' values.
+        With `weights`, fills `dots` with (weights dense^T) at the entries; without, returns sums of values.
         """
         d = dense.shape[1]
         lowest, highest = bounds or (0, self.n_latents)
