@@ -176,8 +176,8 @@ def _steered_dense(sae: Autoencoder, x: Rows, edits: Mapping[int, Edit], keep_er
     edited = latents.clone()
     for latent, edit in edits.items():
         edited[:, latent] = edit(latents[:, latent])
-    decoded = sae.decode(edited)
-    return x + (decoded - sae.decode(latents)) if keep_error else decoded
+    decoded = sae.decode_for(x, edited)
+    return x + (decoded - sae.decode_for(x, latents)) if keep_error else decoded
 
 
 @torch.no_grad()
@@ -192,13 +192,10 @@ def _steered_sparse(sae: Any, x: Rows, edits: Mapping[int, Edit], keep_error: bo
     before[active.rows()[hit], where[hit]] = active.values[hit]
     if len(chosen):
         after = torch.stack([edits[latent](before[:, i]) for i, latent in enumerate(chosen.tolist())], 1)
-        row_offsets = torch.arange(len(x) + 1, device=x.device) * len(chosen)
-        difference = SparseLatents(row_offsets, chosen.repeat(len(x)).int(), (after - before).flatten())
-        nothing = SparseLatents(row_offsets[:2] * 0, chosen[:0].int(), active.values[:0])
-        change = sae.decode_sparse(difference) - sae.decode_sparse(nothing)
+        change = (after - before) @ sae.W_dec[chosen] * sae.output_scale(x)
     else:
         change = torch.zeros_like(x)
-    return change + (x if keep_error else sae.decode_sparse(active))
+    return change + (x if keep_error else sae.decode_sparse(active, x))
 
 
 Choose = Callable[[Tensor], Bool[Tensor, "batch token"]]

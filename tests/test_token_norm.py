@@ -2,12 +2,14 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 import saekit as sk
 from saekit.autoencoders import Transcoder, TranscoderConfig
 from saekit.errors import ConfigError, InputError
+from tests import tiny
 
 D, F = 8, 24
 NORMS = ("layer_norm", "rms")
@@ -106,3 +108,27 @@ def test_a_transcoder_says_that_it_is_not_trained(x):
         transcoder(False).training_loss(x)
     with pytest.raises(ConfigError, match="d_out=0 is not 1 or larger"):
         TranscoderConfig(d_in=1, d_out=0, d_sae=4)
+
+
+@pytest.mark.parametrize("norm", ["none", *NORMS])
+@pytest.mark.parametrize("keep_error", [True, False])
+def test_steering_moves_each_token_by_its_own_size(norm, keep_error, tmp_path):
+    lm = sk.load_backbone(tiny.make("llama", tmp_path / "lm"))
+    config = sk.SparseAutoencoderConfig(d_in=lm.d_model, d_sae=40, sparsity=sk.Relu(), token_norm=norm)
+    sae = sk.SparseAutoencoder(config).requires_grad_(False)
+    sae.input_scale.fill_(0.7)
+    path, ids = lm.resolve("layers.1:input"), torch.tensor([[0, 5, 9, 4, 7]])
+
+    def stream() -> torch.Tensor:
+        with torch.no_grad(), sk.capture(lm.model, [path]) as found:
+            lm.model(input_ids=ids, use_cache=False)
+        return found[path][0].float()
+
+    rows = stream()
+    edited = sae.encode(rows)
+    edited[:, 3] += 2
+    error = rows - sae(rows) if keep_error else 0
+    with sk.steer(lm, "layers.0", sae, {3: sk.Add(2.0)}, positions=[np.arange(5)], keep_error=keep_error):
+        steered = stream()
+    assert torch.allclose(steered, sae.decode_for(rows, edited) + error, atol=1e-4)
+    assert not torch.allclose(steered, rows, atol=1e-2)

@@ -246,6 +246,13 @@ class SparseAutoencoder(Autoencoder):
             row_offsets, torch.cat([part.latents for part in parts]), torch.cat([part.values for part in parts])
         )
 
+    def output_scale(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch 1"]:
+        """What a latent times its row of W_dec is multiplied by in the reconstruction of each row of `x`."""
+        scale = 1 / self.input_scale
+        if self.config.token_norm == "none":
+            return scale.expand(len(x), 1)
+        return scale * self._token_moments(x.to(self.input_mean.dtype))[1]
+
     def decode_sparse(
         self, active: SparseLatents, x: Float[Tensor, "batch d_in"] | None = None
     ) -> Float[Tensor, "batch d_in"]:

@@ -172,16 +172,19 @@ def direct_logit_attribution(
     head: Any = backbone.model.get_output_embeddings()
     bias += float(head.bias[target]) if getattr(head, "bias", None) is not None else 0.0
     active = sae.encode_sparse(x[None])
-    nothing = sae.decode(torch.zeros(1, sae.config.d_sae, dtype=sae.W_dec.dtype, device=x.device))[0].float()
+    zeros = torch.zeros(1, sae.config.d_sae, dtype=sae.W_dec.dtype, device=x.device)
+    nothing = sae.decode_for(x[None], zeros)[0].float()
     latents = active.latents.long()
-    contributions = active.values.float() * (sae.W_dec[latents].float() @ direction) / sae.input_scale.float()
+    contributions = (
+        active.values.float() * (sae.W_dec[latents].float() @ direction) * sae.output_scale(x[None])[0].float()
+    )
     order = contributions.abs().argsort(descending=True, stable=True)
     return LogitAttribution(
         latents=latents[order].cpu().numpy(),
         activations=active.values[order].float().cpu().numpy(),
         contributions=contributions[order].cpu().numpy(),
         constant=float(nothing @ direction) + bias,
-        error=float((x - sae.decode_sparse(active)[0].float()) @ direction),
+        error=float((x - sae.decode_sparse(active, x[None])[0].float()) @ direction),
         logit=logit,
     )
 

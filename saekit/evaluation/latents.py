@@ -74,11 +74,11 @@ class CountingReconstruction:
         if isinstance(sae, SparseAutoencoder) and sae.sparsifier.active_above == 0:
             active = sae.encode_sparse(x)
             self._count(active.latents, active.values, len(x), sae.config.d_sae)
-            return decode_active(sae, active)
+            return decode_active(sae, active, x)
         latents = sae.encode(x)
         active = _active(sae, latents)
         self._count(active.latents, active.values, len(x), latents.shape[1])
-        return sae.decode(latents)
+        return sae.decode_for(x, latents)
 
     def _count(self, latents: Tensor, values: Tensor, n_rows: int, n_latents: int) -> None:
         if self._fired is None:
@@ -122,12 +122,14 @@ def _active(sae: Autoencoder, latents: Float[Tensor, "batch n_latents"]) -> Spar
     return SparseLatents(row_offsets, is_active.nonzero()[:, 1].int(), latents[is_active])
 
 
-def decode_active(sae: SparseAutoencoder, active: SparseLatents) -> Float[Tensor, "batch d_in"]:
-    """`decode` of latents that are zero but for `active`, by whichever product is cheaper."""
+def decode_active(
+    sae: SparseAutoencoder, active: SparseLatents, x: Float[Tensor, "batch d_in"]
+) -> Float[Tensor, "batch d_in"]:
+    """`decode_for` of latents of `x` that are zero but for `active`, by whichever product is cheaper."""
     n_rows = len(active.row_offsets) - 1
     if active.values.numel() > _DENSE_ABOVE * n_rows * sae.config.d_sae:
-        return sae.decode(active.to_dense(sae.config.d_sae))
-    return sae.decode_sparse(active)
+        return sae.decode_for(x, active.to_dense(sae.config.d_sae))
+    return sae.decode_sparse(active, x)
 
 
 def _share_of(density: Float[np.ndarray, " n_latents"], chosen: np.ndarray) -> float:

@@ -179,8 +179,8 @@ def description_lengths(
 
     def decode(sparse: SparseLatents) -> Tensor:
         if isinstance(sae, SparseAutoencoder):
-            return decode_active(sae, sparse)
-        return sae.decode(sparse.to_dense(n_latents))
+            return decode_active(sae, sparse, x)
+        return sae.decode_for(x, sparse.to_dense(n_latents))
 
     found = []
     for n_bins in BINS:

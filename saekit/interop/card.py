@@ -29,12 +29,14 @@ def model_card(
     model = backbone.get("spec") or (provenance.get("source") or {}).get("model_name")
     width = f"{config.d_in} -> {config.d_sae}" + (f" -> {config.d_out}" if hasattr(config, "d_out") else "")
     kind = type(sae).__name__
+    seen = getattr(sae, "n_tokens_seen", None)
+    n_tokens = 0 if seen is None else int(seen)
     load = f'load_sae("{repo_id}"' + (f', subfolder="{subfolder}")' if subfolder else ")")
     facts = {
         "Autoencoder": f"{kind} {width}, {type(config.sparsity).__name__}",
         "Model": model,
         "Hook point": provenance.get("hook_point") or (provenance.get("source") or {}).get("hook_name"),
-        "Training tokens": f"{int(sae.n_tokens_seen):,}" if int(getattr(sae, "n_tokens_seen", 0)) else None,
+        "Training tokens": f"{n_tokens:,}" if n_tokens else None,
         "Files": format,
     }
     lines = [

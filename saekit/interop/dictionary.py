@@ -145,7 +145,7 @@ def from_autoencoder(model: SparseAutoencoder | Transcoder) -> Dictionary:
     """
     activation = activation_of(model.config.sparsity, model.sparsifier, model.config.d_sae)
     provenance = model.provenance or {}
-    common = {
+    common: dict[str, Any] = {
         "activation": activation,
         "hook_point": provenance.get("hook_point"),
         "source": {name: item for name, item in provenance.items() if name != "hook_point"},

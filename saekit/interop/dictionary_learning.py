@@ -56,7 +56,7 @@ def read(source: Source, options: ReadOptions) -> Dictionary:
     else:
         factor, tensors = 1.0, tensors_of(value, path)
     config = _config(path)
-    trainer = config.get("trainer") if isinstance(config.get("trainer"), dict) else {}
+    trainer: dict[str, Any] = config["trainer"] if isinstance(config.get("trainer"), dict) else {}
     candidates = [trainer["dict_class"]] if "dict_class" in trainer else _classes_by_names(tensors)
     if len(candidates) != 1:
         which = " or ".join(candidates) or "none of dictionary_learning's classes"
@@ -144,7 +144,7 @@ def _write(dictionary: Dictionary, folder: Path, relu_class: str) -> Dictionary:
         "k": torch.tensor(activation.k or 1, dtype=torch.int32),
         "threshold": unset if activation.threshold is None else activation.threshold,
     }
-    tensors: dict[str, Any] = {
+    of_class: dict[str, dict[str, Any]] = {
         "AutoEncoder": {**linear, "encoder.bias": dictionary.b_enc, "bias": dictionary.b_dec},
         "AutoEncoderNew": {**linear, "encoder.bias": dictionary.b_enc, "decoder.bias": dictionary.b_dec},
         "GatedAutoEncoder": {
@@ -162,8 +162,8 @@ def _write(dictionary: Dictionary, folder: Path, relu_class: str) -> Dictionary:
             "group_sizes": torch.tensor(activation.group_sizes or (dictionary.d_sae,)),
         },
         "JumpReluAutoEncoder": {**matrices, "threshold": activation.threshold},
-    }[name]
-    torch.save({key: tensor.contiguous().clone() for key, tensor in tensors.items()}, folder / WEIGHTS)
+    }
+    torch.save({key: tensor.contiguous().clone() for key, tensor in of_class[name].items()}, folder / WEIGHTS)
     backbone = dictionary.source.get("backbone") or {}
     trainer = {
         "dict_class": name,

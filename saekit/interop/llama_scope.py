@@ -73,7 +73,7 @@ def read(source: Source, options: ReadOptions) -> Dictionary:
     return dictionary.scaled_input(factor).noting(f"Folded the input scale {factor:.6g} into the weights.")
 
 
-def _input_scale(where: str, config: dict, norms: dict, options: ReadOptions) -> float:  # type: ignore[type-arg]
+def _input_scale(where: str, config: dict, norms: dict, options: ReadOptions) -> float:
     """sqrt(d_in) over the mean norm of the activations."""
     mode = one_of(
         where, "norm_activation", config.get("norm_activation", "dataset-wise"), ["dataset-wise", "inference"]

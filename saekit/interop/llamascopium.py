@@ -75,7 +75,7 @@ def read(source: Source, options: ReadOptions) -> Dictionary:
 
 def _with_norm(
     where: str,
-    config: dict,  # type: ignore[type-arg]
+    config: dict,
     dictionary: Dictionary,
     norms: dict[str, float],
     hooks: tuple[str | None, str | None],

@@ -46,7 +46,7 @@ def read(source: Source, options: ReadOptions) -> Dictionary:
         said_by=CONFIG,
     )
     function = one_of(where, "activation_fn_str", config.get("activation_fn_str", "relu"), ["relu", "topk"])
-    k = (config.get("activation_fn_kwargs") or {}).get("k", options.k)
+    k: Any = (config.get("activation_fn_kwargs") or {}).get("k", options.k)
     if function == "topk" and k is None:
         raise CheckpointError(f"{source.folder}/{CONFIG} says topk and no activation_fn_kwargs.k. Give k.")
     name = config.get("hook_point") or f"blocks.{config.get('hook_point_layer')}.{config.get('layer_subtype')}"

@@ -155,7 +155,7 @@ def _parts(dictionary: Dictionary) -> tuple[Dictionary, dict[str, Any], dict[str
         dictionary = dictionary.noting(f"Wrote {name} as jumprelu with its one threshold, as SAELens itself does.")
         activation = activation.as_jumprelu(dictionary.d_sae)
         kind = "jumprelu"
-    tensors = {"W_enc": dictionary.W_enc, "W_dec": dictionary.W_dec, "b_dec": dictionary.b_dec}
+    tensors: dict[str, Any] = {"W_enc": dictionary.W_enc, "W_dec": dictionary.W_dec, "b_dec": dictionary.b_dec}
     config: dict[str, Any] = {
         "d_in": dictionary.d_in,
         "d_sae": dictionary.d_sae,
@@ -229,7 +229,7 @@ _RENAMED = {"hook_point": "hook_name", "hook_point_head_index": "hook_head_index
 
 def _as_version_6(config: dict[str, Any]) -> dict[str, Any]:
     """The config with `metadata`; a flat one, from before version 6, is brought into that form."""
-    metadata = config.get("metadata") if isinstance(config.get("metadata"), dict) else {}
+    metadata: dict[str, Any] = config["metadata"] if isinstance(config.get("metadata"), dict) else {}
     version = str(config.get("sae_lens_version") or metadata.get("sae_lens_version") or "0")
     if int(version.split(".")[0] or 0) >= 6:
         return {**config, "metadata": metadata}

@@ -270,6 +270,6 @@ def measure_held_out(
     for rows, _ in row_chunks(store, chosen, hook_point, chunk_rows=1024, device=sae.W_dec.device):
         x = rows.float()
         latents = sae.encode(x)
-        error.update(x, sae.decode(latents))
+        error.update(x, sae.decode_for(x, latents))
         firing.update(latents > sae.sparsifier.active_above)
     return float(firing.l0()), float(error.value()), error.n_rows
