@@ -168,7 +168,7 @@ def test_a_feature_that_does_not_exist_is_a_message(text_index: FeatureIndex, as
     assert "0 to 23" in app.text[0].value
 
 
-@pytest.mark.parametrize("url", ["overview", "features", "feature", "input"])
+@pytest.mark.parametrize("url", ["overview", "features", "feature", "input", "run"])
 def test_a_missing_index_is_a_message_on_every_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     serve(tmp_path / "absent", monkeypatch)
     app = open_page(url)

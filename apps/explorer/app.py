@@ -9,10 +9,10 @@ import streamlit as st
 from saekit.errors import SaekitError
 from saekit_explorer import data
 from saekit_explorer.navigation import page
-from saekit_explorer.views import compare, feature, features, input, overview
+from saekit_explorer.views import compare, feature, features, input, overview, run
 
 # Pages in the order of the menu. A view is a module with `TITLE`, `URL` and `render(index)`; the first is the default.
-VIEWS: tuple[ModuleType, ...] = (overview, features, feature, input, compare)
+VIEWS: tuple[ModuleType, ...] = (overview, features, feature, input, compare, run)
 
 FOLDER = Path(__file__).parent
 

@@ -20,6 +20,7 @@ STYLES: dict[str, tuple[str, ...]] = {
     "compare": (),
     "steered": (),
     "effect": ("images",),
+    "run": (),
 }
 """Components, and the style sheets each needs besides `common` and its own."""
 
