@@ -7,7 +7,6 @@ import pytest
 import torch
 from foreign import LAYOUTS, D, Foreign
 
-import saekit as sk
 from saekit.autoencoders import Transcoder
 from saekit.interop import READABLE, load_sae
 
@@ -58,11 +57,3 @@ def test_every_readable_format_has_a_layout(tmp_path):
         (tmp_path / str(i)).mkdir()
         formats.add(make(tmp_path / str(i)).format)
     assert formats == set(READABLE)
-
-
-def test_a_read_autoencoder_trains_on(tmp_path):
-    foreign = LAYOUTS["saelens legacy, topk"](tmp_path)
-    sae, x = load_sae(foreign.path), torch.from_numpy(rows()).float()
-    before = sae.training_loss(x).total.item()
-    sk.fit([sae], [x] * 30, sk.FitConfig(lr=1e-3))
-    assert sae.training_loss(x).total.item() < before
