@@ -163,7 +163,12 @@ def make_steps(config: DemoConfig, recipe: Recipe, source: Path, folder: Path) -
     )
     inputs = source if recipe.source is demo_data.pictures else None
     evaluation = evaluate.EvaluateConfig(
-        checkpoint=trained, store=store, out=trained, inputs=inputs, n_examples=recipe.n_evaluated
+        checkpoint=trained,
+        store=store,
+        out=trained,
+        inputs=inputs,
+        n_examples=recipe.n_evaluated,
+        usefulness=False,  # probes and bits take minutes more than somebody who waits for the explorer has
     )
     indexing = index.IndexConfig(checkpoint=trained, store=store, out=indexed)
     paths = ["--checkpoint", str(trained), "--store", str(store)]
@@ -199,6 +204,7 @@ def make_steps(config: DemoConfig, recipe: Recipe, source: Path, folder: Path) -
                 str(trained),
                 "--n-examples",
                 str(recipe.n_evaluated),
+                "--no-usefulness",
                 *(("--inputs", str(inputs)) if inputs else ()),
             ],
             done=trained / "metrics.json",
