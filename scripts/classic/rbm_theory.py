@@ -24,7 +24,7 @@ def main(demo: Demo) -> None:
         "RBM: largest gap between autograd of the free energies and the CD formula",
         gap,
         "< 1e-12",
-        "<v h>_data - <v h>_chains, by matrix products, in this run",
+        "(v h)_data - (v h)_chains, averaged by matrix products, in this run",
         gap < 1e-12,
     )
     divergences = recover(demo)
