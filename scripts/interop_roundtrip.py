@@ -4,8 +4,9 @@
     python scripts/interop_roundtrip.py --peers .peers --out interop.json
 
 Prints, for every case, the largest difference of latents and of reconstructions between the library and saekit, over
-the largest value, in float32, and how many latents are active on one side alone; ends with an error when a difference
-is above 1e-5. About a minute on one core.
+the largest value, in float32. A latent whose pre-activation is within rounding of its threshold may be active on one
+side alone: such flips are counted, and their rows left out of the differences. Ends with an error when a difference is
+above 1e-5, or more than one latent in 100,000 flips. Half a minute on one core.
 """
 
 import argparse
@@ -41,8 +42,13 @@ def main() -> None:
     print(table(rows))
     if options.out:
         write_json(options.out, {"tolerance": TOLERANCE, "cases": rows})
-    if worst := [row for row in rows if not (row["latents"] <= TOLERANCE and row["x_hat"] <= TOLERANCE)]:
+    if worst := wrong(rows):
         sys.exit(f"{len(worst)} cases differ by more than {TOLERANCE}: {', '.join(row['case'] for row in worst)}")
+
+
+def wrong(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The cases that differ by more than rounding."""
+    return [row for row in rows if not max(row["latents"], row["x_hat"], row["flips"] / row["n_latents"]) <= TOLERANCE]
 
 
 def roundtrip(python: Path, d_in: int = 128, n_rows: int = 256) -> list[dict[str, Any]]:
@@ -139,14 +145,17 @@ def outputs_of(model: Any, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]
 def compared(direction: str, folder: Path, name: str, latents: torch.Tensor, x_hat: torch.Tensor) -> dict[str, Any]:
     with np.load(folder / f"{name}.npz") as theirs:
         other_latents, other_x_hat = torch.from_numpy(theirs["latents"]), torch.from_numpy(theirs["x_hat"])
+    flipped = (latents > 0) != (other_latents > 0)
+    same = ~flipped.any(1)
     library = "dictionary_learning" if name.startswith("dictionary") else name.split("-")[0]
     return {
         "direction": direction,
         "library": library,
         "case": name.removeprefix(f"{library}-"),
-        "latents": relative(latents, other_latents),
-        "x_hat": relative(x_hat, other_x_hat),
-        "flips": int(((latents > 0) != (other_latents > 0)).sum()),
+        "latents": relative(latents[same], other_latents[same]),
+        "x_hat": relative(x_hat[same], other_x_hat[same]),
+        "flips": int(flipped.sum()),
+        "n_latents": latents.numel(),
         "l0": float((latents > 0).sum(1).float().mean()),
     }
 

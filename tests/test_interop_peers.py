@@ -33,5 +33,5 @@ def test_they_and_we_read_each_others_files_alike():
     rows = script.roundtrip(PYTHON, d_in=32, n_rows=64)
     for direction in ("they read ours", "we read theirs"):
         assert {row["library"] for row in rows if row["direction"] == direction} == LIBRARIES
-    wrong = [row for row in rows if max(row["latents"], row["x_hat"]) > script.TOLERANCE or row["l0"] == 0]
-    assert wrong == []
+    assert script.wrong(rows) == []
+    assert all(row["l0"] > 0 for row in rows)
