@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from saekit.autoencoders import Autoencoder, SparseAutoencoder
+from saekit.autoencoders import Autoencoder, SparseAutoencoder, Transcoder
 from saekit.backbones import Backbone, ImageTokens
 from saekit.errors import ConfigError
 from saekit.hooks import patch
@@ -282,5 +282,7 @@ def _by_default(backbone: Backbone) -> Chooser:
 def _shape(sae: Autoencoder) -> tuple[int, int]:
     """d_in and the number of latents; the latter asked of `encode`, because configs name it differently."""
     d_in = int(sae.config.d_in)
+    if isinstance(sae, Transcoder):
+        raise ConfigError("A transcoder's latents write to another hook point than the one that they are read from.")
     with torch.no_grad():
         return d_in, sae.encode(next(sae.parameters()).new_zeros(1, d_in)).shape[-1]

@@ -242,3 +242,11 @@ def test_moments_that_do_not_fit_are_refused(tmp_path):
     (tmp_path / "other").mkdir()
     with pytest.raises(ConfigError, match="token_norm='layer_norm'"):
         load_sae(LAYOUTS["openai, topk"](tmp_path / "other").path, input_scale=2.0)
+
+
+def test_several_torch_files_are_named(tmp_path):
+    foreign = LAYOUTS["qwen scope"](tmp_path)
+    shutil.copy(foreign.path, foreign.path.with_name("layer15.sae.pt"))
+    with pytest.raises(CheckpointError, match="holds 2 torch files. Name one: layer14.sae.pt, layer15.sae.pt"):
+        load_sae(foreign.path.parent)
+    assert load_sae(foreign.path.parent, subfolder="layer15.sae.pt").provenance["hook_point"] == "layers.15"

@@ -7,7 +7,9 @@ from foreign import LAYOUTS, D
 from stores import make_tiny_store
 
 import saekit as sk
+from saekit.errors import CheckpointError, ConfigError
 from saekit.interop import load_sae
+from tests import tiny
 
 
 @pytest.mark.parametrize("layout", ["openai, topk", "gemma scope 1, w_enc", "prisma, gated"])
@@ -37,3 +39,15 @@ def test_it_trains_on(tmp_path):
     before = sae.training_loss(x).total.item()
     sk.fit([sae], [x] * 30, sk.FitConfig(lr=1e-3))
     assert sae.training_loss(x).total.item() < before
+
+
+def test_a_transcoder_is_not_taken_for_an_autoencoder(tmp_path):
+    transcoder = load_sae(LAYOUTS["gemma scope 2, transcoder"](tmp_path).path)
+    store = make_tiny_store(tmp_path / "store", d=D)
+    for use in (lambda: sk.evaluate(transcoder, store), lambda: sk.build_index(transcoder, store, tmp_path / "index")):
+        with pytest.raises((CheckpointError, ConfigError), match="transcoder|Transcoder"):
+            use()
+    lm = sk.load_backbone(tiny.make("llama", tmp_path / "lm"))
+    with pytest.raises(ConfigError, match="write to another hook point"), sk.ablate(lm, "layers.0", transcoder, [1]):
+        pass
+    assert not (tmp_path / "index").exists()

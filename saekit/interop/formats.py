@@ -8,7 +8,7 @@ from types import ModuleType
 
 from saekit.errors import CheckpointError, ConfigError, closest
 from saekit.interop.dictionary import Dictionary
-from saekit.interop.source import Source
+from saekit.interop.source import PICKLES, Source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +58,8 @@ def detect(source: Source) -> str:
         return found[0]
     if found:
         raise CheckpointError(f"{source.path} could be {' or '.join(found)}. Name the format.")
+    if len(pickles := [name for name in source.files if name.endswith(PICKLES)]) > 1:
+        raise CheckpointError(f"{source.path} holds {len(pickles)} torch files. Name one: {', '.join(pickles[:8])}.")
     names = ", ".join(source.files[:8]) + (", ..." if len(source.files) > 8 else "")
     raise CheckpointError(
         f"{source.path} holds no autoencoder in a format that saekit knows. It holds: {names or 'nothing'}. "

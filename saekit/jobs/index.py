@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saekit.autoencoders import Autoencoder, SparseAutoencoder, load_autoencoder
+from saekit.autoencoders import Autoencoder, SparseAutoencoder, Transcoder, load_autoencoder
 from saekit.backbones import Backbone, load_backbone
 from saekit.backbones.base import resolve_device
 from saekit.errors import BackboneError, CheckpointError, ConfigError, SaekitError, StoreError
@@ -127,6 +127,8 @@ def matching_hook_point(
     point = store.resolve(hook_point or (trained_on if trained_on in store.hook_points else None))
     ours, d_in = store.provenance(point), getattr(sae.config, "d_in", None)
     problems = []
+    if isinstance(sae, Transcoder):
+        problems.append("it is a transcoder, which rebuilds another hook point than the one that it reads")
     if d_in != store.d_model(point):
         problems.append(
             f"the checkpoint takes rows of width {d_in}, those of {point!r} are {store.d_model(point)} wide"
