@@ -103,6 +103,9 @@ _PUBLIC: dict[str, str] = {
     "Scale": "saekit.intervene",
     "Set": "saekit.intervene",
     "Add": "saekit.intervene",
+    "prediction_effect": "saekit.evaluation.effects",
+    "representation_effect": "saekit.evaluation.effects",
+    "direct_logit_attribution": "saekit.evaluation.effects",
     # numbers about a checkpoint
     "Evaluation": "saekit.evaluation",
     # jobs

@@ -177,6 +177,18 @@ def test_k_sparse_probing_finds_the_latent_of_each_class_and_says_how_much_one_i
     assert most_different(latents[fit], labels[fit] == 2, 1).tolist() == [6]
 
 
+def test_the_accuracy_is_balanced_and_a_latent_that_falls_silent_tells_a_class_too() -> None:
+    labels = np.array([0] * 10 + [1] * 90)
+    latents = RANDOM.random((100, 4))
+    # Latent 2 is off in class 0 and in a third of class 1: one hit rate is 1, the other two thirds.
+    latents[:, 2] = np.where((labels == 0) | (np.arange(100) % 3 == 0), 0.0, 5.0)
+    x = {"latents": latents, "raw": RANDOM.random((100, 2))}
+    found = k_sparse_probing(x, labels, x, labels, n_bootstrap=0)
+    assert found.best_latents == (2, 2)
+    expected = (1 + np.mean(latents[labels == 1, 2] > 0)) / 2
+    assert found.best_accuracies == pytest.approx((expected, expected))
+
+
 def test_probing_without_enough_labelled_documents_says_so() -> None:
     x = {"latents": RANDOM.random((9, 2)), "raw": RANDOM.random((9, 2))}
     with pytest.raises(InputError, match="1 of 2 classes have them"):
