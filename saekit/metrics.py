@@ -107,9 +107,12 @@ class FiringMeter:
         self.n_rows += latents.shape[0]
 
     @torch.no_grad()
-    def update_sparse(self, latents: Int[Tensor, " nnz"], n_rows: int) -> None:
-        """Add a batch of `n_rows` rows given by the latent of each of its nonzero entries."""
-        self.n_fired.index_add_(0, latents.long(), torch.ones_like(latents, dtype=torch.int64))
+    def update_sparse(
+        self, latents: Int[Tensor, " nnz"], n_rows: int, is_active: Bool[Tensor, " nnz"] | None = None
+    ) -> None:
+        """Add a batch of `n_rows` rows given by the latent of each of its entries; only those `is_active` count."""
+        ones = torch.ones_like(latents, dtype=torch.int64) if is_active is None else is_active.long()
+        self.n_fired.index_add_(0, latents.long(), ones)
         self.n_rows += n_rows
 
     def l0(self) -> Float[Tensor, ""]:

@@ -280,6 +280,7 @@ class SparseAutoencoder(Autoencoder):
         batch, about the input mean) and `dead` (share of latents that are dead).
         """
         x_n = self._normalize(x)
+        self.chooser.watch_dead(self.tokens_since_fired, self.config.dead_after_tokens, len(x))
         scale = self.sparsity_scale
         if self.config.target_l0 is not None:
             scale = scale * self.penalty_factor

@@ -77,8 +77,9 @@ class TritonEntries(Entries):
         n_dead_at_most: int | None = None,
     ) -> "TritonEntries":
         """The entries of the pre-activations `matrix` above their latent's floor; see `overflow` for too many."""
-        *by_row, latent_offsets, rows, columns, values, n_found = triton_ops.find(matrix, floors, capacity, x.dtype)
-        pattern = Pattern(*by_row, latent_offsets, rows, columns, n_found)
+        found = triton_ops.find(matrix, floors, capacity, x.dtype)
+        row_offsets, latents, place, latent_offsets, rows, columns, values, n_found = found
+        pattern = Pattern(row_offsets, latents, place, latent_offsets, rows, columns, n_found)
         return cls(x, weights, pattern, values, n_dead_at_most)
 
     @classmethod

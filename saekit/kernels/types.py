@@ -21,7 +21,10 @@ class Weights(NamedTuple):
 
 
 class SparseLatents(NamedTuple):
-    """The active latents of a batch, by row and then by ascending latent (the CSR form of `[batch d_sae]`)."""
+    """The active latents of a batch, by row and then by ascending latent (the CSR form of `[batch d_sae]`).
+
+    Those of a training step on a GPU may have entries of value 0 and, past `row_offsets[-1]`, padding of value 0.
+    """
 
     row_offsets: Tensor
     """int64 `[batch + 1]`: row i holds entries `row_offsets[i]` up to `row_offsets[i + 1]`."""

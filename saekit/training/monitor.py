@@ -83,7 +83,7 @@ class DensityMeter:
     def update(self, loss: LossTerms) -> None:
         """Add one batch."""
         if isinstance(loss.latents, SparseLatents):
-            self.firing.update_sparse(loss.latents.latents, loss.x_hat.shape[0])
+            self.firing.update_sparse(loss.latents.latents, loss.x_hat.shape[0], loss.latents.values > 0)
         else:
             self.firing.update(loss.latents > self._active_above)
 
