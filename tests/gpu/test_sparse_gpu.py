@@ -9,7 +9,17 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
     pytest.mark.parametrize(
-        "sparsity", [sk.Relu(), sk.KLDivergence(), sk.TopK(k=8)], ids=lambda sparsity: type(sparsity).__name__
+        "sparsity",
+        [
+            sk.Relu(),
+            sk.KLDivergence(),
+            sk.TopK(k=8),
+            sk.BatchTopK(k=8),
+            sk.MatryoshkaBatchTopK(k=8),
+            sk.JumpRelu(),
+            sk.Gated(),
+        ],
+        ids=lambda sparsity: type(sparsity).__name__,
     ),
 ]
 
