@@ -111,6 +111,29 @@ def test_what_is_not_there_is_one_line(hub, capsys):
     assert not Path("never").exists()
 
 
+class ConnectError(Exception):
+    """What the network's package raises, which is no OSError."""
+
+    __module__ = "httpx"
+
+
+def test_a_network_that_is_down_leaves_the_cache(hub, tmp_path, monkeypatch):
+    def refuses(*_: Any, **__: Any) -> None:
+        raise ConnectError("[Errno 111] Connection refused")
+
+    foreign = made(tmp_path, "saelens legacy")
+    shutil.copytree(foreign.path, hub.snapshot("owner/gpt2-sae"), dirs_exist_ok=True)
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", refuses)
+    downloads = huggingface_hub.snapshot_download
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(
+        huggingface_hub, "snapshot_download", lambda *a, **k: downloads(*a, **{**k, "local_files_only": True})
+    )
+    assert load_sae("owner/gpt2-sae").config.d_in == 12
+    with pytest.raises(CheckpointError, match=r"The hub gave nothing for owner/missing: \[Errno 111\]"):
+        load_sae("owner/missing")
+
+
 class CaughtUpload:
     """Stands for HfApi: keeps what would have gone to the hub in a snapshot of the cache."""
 

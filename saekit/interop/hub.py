@@ -25,6 +25,8 @@ _WEIGHTS = {
     "hyperparams.json",
 }
 _LISTED = 12
+_NETWORK = {"httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3"}
+"""Packages whose exceptions mean that the network failed; which of them the hub's library uses changed over time."""
 _Result = TypeVar("_Result")
 
 
@@ -113,10 +115,17 @@ def push_to_hub(
 
 
 def _files(hub: Any, name: str, revision: str | None) -> list[str]:
-    """All files of a repository; of one that is in the cache alone, those that are there."""
+    """All files of a repository; without a network those that are in the cache."""
+    unreachable = None
     if not require("huggingface_hub.constants", "hub").HF_HUB_OFFLINE:
-        return list(_asked(name, lambda: hub.HfApi().list_repo_files(name, revision=revision)))
-    folder = Path(_asked(name, lambda: hub.snapshot_download(name, revision=revision, local_files_only=True)))
+        try:
+            return list(_asked(name, lambda: hub.HfApi().list_repo_files(name, revision=revision)))
+        except CheckpointError as error:
+            unreachable = error
+    try:
+        folder = Path(_asked(name, lambda: hub.snapshot_download(name, revision=revision, local_files_only=True)))
+    except CheckpointError as error:
+        raise unreachable or error from None
     return [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
 
 
@@ -160,14 +169,17 @@ def _asked(name: str, question: Callable[[], _Result]) -> _Result:
 
     try:
         return question()
+    except errors.GatedRepoError:  # which is a repository that is not found, too
+        raise CheckpointError(f"{name} asks you to accept its terms on the hub first.") from None
     except errors.RepositoryNotFoundError:
         raise CheckpointError(
             f"{name} is not on the hub, or is private and you are not logged in (huggingface-cli login)."
         ) from None
-    except errors.GatedRepoError:
-        raise CheckpointError(f"{name} asks you to accept its terms on the hub first.") from None
     except errors.RevisionNotFoundError:
         raise CheckpointError(f"{name} has no such revision.") from None
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, errors.HfHubHTTPError, OSError) as error:
+    except Exception as error:
+        is_the_hubs = isinstance(error, (errors.OfflineModeIsEnabled, errors.HfHubHTTPError, OSError))
+        if not is_the_hubs and type(error).__module__.split(".")[0] not in _NETWORK:
+            raise
         reason = " ".join(str(error).split()) or type(error).__name__
         raise CheckpointError(f"The hub gave nothing for {name}: {reason}") from None
