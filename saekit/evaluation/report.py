@@ -29,6 +29,20 @@ _COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("faithfulness", "class_agreement", "Class agreement"),
 )
 
+_HEADLINES = {
+    "l0": "L0",
+    "fvu": "FVU",
+    "dead_share": "Dead",
+    "silent_share": "Silent here",
+    "ce_recovered_zero": "CE recovered (zero)",
+    "ce_recovered_mean": "CE recovered (mean)",
+    "linear_probe_accuracy": "Probe accuracy",
+    "knn_accuracy": "kNN accuracy",
+    "representation_recovered_mean": "Representation recovered",
+    "monosemanticity": "Monosemanticity",
+    "probe_accuracy_k1": "Probing, k=1",
+}
+
 _STYLE = """
 :root { color-scheme: light dark; --line: #d9dde2; --muted: #5b6570; --back: #fff; --text: #1b1f24; --accent: #0072b2; }
 @media (prefers-color-scheme: dark) { :root { --line: #363d46; --muted: #a3adb8; --back: #14181d; --text: #e8ebee;
@@ -64,8 +78,9 @@ def page_of(metrics: dict[str, Any], picture: bytes) -> str:
     title = f"{checkpoint['class']} {checkpoint['d_in']} → {metrics['latents']['n_latents']} at {data['hook_point']}"
     seen = "held out of training" if data["held_out_share"] else "not held out: training saw these documents"
     facts = "".join(
-        f"<div><dt>{html.escape(name.replace('_', ' '))}</dt><dd>{shown_number(value)}</dd></div>"
+        f"<div><dt>{html.escape(_HEADLINES.get(name, name))}</dt><dd>{value:.4g}</dd></div>"
         for name, value in metrics["headline"].items()
+        if value is not None
     )
     published = published_lines(metrics["methods"][0]["reconstruction"]["published"])
     useful = usefulness_lines(metrics["usefulness"]) if metrics.get("usefulness") else []
