@@ -86,6 +86,11 @@ def test_a_norm_of_the_average_that_no_file_states_can_be_given(saelens):
     change_config(saelens, normalize_activations="none")
     assert torch.allclose(folded.encode(2 * plain), load_sae(saelens).encode(plain), atol=1e-5)
     assert float(folded.input_scale) == 1
+    again = load_sae(saelens, input_scale=0.5)  # the file needs none: it is of a normalisation before the autoencoder
+    assert float(again.input_scale) == 0.5
+    assert torch.allclose(again.encode(2 * plain), load_sae(saelens).encode(plain), atol=1e-5)
+    with pytest.raises(ConfigError, match="input_scale=0.0 is not a finite number above 0"):
+        load_sae(saelens, input_scale=0.0)
 
 
 def test_values_that_are_not_finite_are_named(saelens):

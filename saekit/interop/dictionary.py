@@ -46,6 +46,8 @@ class Dictionary:
     """What else the file says of itself (format, model, data, training), for the provenance."""
     notes: tuple[str, ...] = ()
     """What was folded, carried or left out, a sentence each."""
+    took_input_scale: bool = False
+    """Whether the `input_scale` that was given to the reader is in the weights already."""
 
     @property
     def d_in(self) -> int:
@@ -62,6 +64,12 @@ class Dictionary:
     def noting(self, *notes: str) -> "Dictionary":
         """The same with sentences added to `notes`."""
         return dataclasses.replace(self, notes=(*self.notes, *notes))
+
+    def with_input_scale(self, factor: float, *, output: float | None = None, was_given: bool) -> "Dictionary":
+        """`scaled_input` by a factor that the format states or, if `was_given`, a person did; noted."""
+        note = f"Folded the input scale {factor:.6g} into the weights."
+        folded = self.scaled_input(factor, output=output).noting(note)
+        return dataclasses.replace(folded, took_input_scale=was_given)
 
     def scaled_input(self, factor: float, *, output: float | None = None) -> "Dictionary":
         """The dictionary of raw activations, given that this one is of activations times `factor`; latents stay.

@@ -70,7 +70,8 @@ def read(source: Source, options: ReadOptions) -> Dictionary:
     if config.get("sparsity_include_decoder_norm"):
         threshold = threshold / dictionary.W_dec.norm(dim=1)
     dictionary = dataclasses.replace(dictionary, activation=Activation(kind="jumprelu", threshold=threshold))
-    return dictionary.scaled_input(factor).noting(f"Folded the input scale {factor:.6g} into the weights.")
+    was_given = options.input_scale is not None and config.get("norm_activation") != "inference"
+    return dictionary.with_input_scale(factor, was_given=was_given)
 
 
 def _input_scale(where: str, config: dict, norms: dict, options: ReadOptions) -> float:

@@ -100,6 +100,5 @@ def _with_norm(
             f"{where} was trained on activations scaled to a mean norm of sqrt(d_in) and lacks the norms: no tensor "
             f"{_NORM}{hooks[0]}. Give input_scale: sqrt(d_in) / mean norm of the activations."
         )
-    return dictionary.scaled_input(factors[0], output=factors[1]).noting(
-        f"Folded the input scale {factors[0]:.6g} into the weights."
-    )
+    was_given = any(hook not in norms for hook in hooks)
+    return dictionary.with_input_scale(factors[0], output=factors[1], was_given=was_given)

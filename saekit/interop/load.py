@@ -49,11 +49,13 @@ def load_sae(
         return _sparse(load_autoencoder(checkpoint), checkpoint)
     if format == OURS:
         raise CheckpointError(f"{source.path} is not a checkpoint of saekit: it has no meta.json.")
+    if input_scale is not None and not 0 < input_scale < float("inf"):
+        raise ConfigError(f"input_scale={input_scale} is not a finite number above 0.")
     name = detect(source) if format == "auto" else format
     options = ReadOptions(k=k, threshold=threshold, input_scale=input_scale)
     dictionary: Dictionary = FORMATS[name].load().read(source, options)
-    is_stated = any("input scale" in note for note in dictionary.notes)
-    return to_autoencoder(dictionary, input_mean=input_mean, input_scale=None if is_stated else input_scale)
+    scale = None if dictionary.took_input_scale else input_scale
+    return to_autoencoder(dictionary, input_mean=input_mean, input_scale=scale)
 
 
 def save_as(sae: SparseAutoencoder | Transcoder, path: str | Path, *, format: str) -> tuple[str, ...]:

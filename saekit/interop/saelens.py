@@ -284,8 +284,8 @@ def _with_norm(source: Source, config: dict[str, Any], dictionary: Dictionary, o
                 f"{where} says that activations were scaled to an average norm of sqrt(d_in), and no {SCALER} says by "
                 "how much. Give input_scale: sqrt(d_in) / mean norm of the activations, or 1 if it is already folded."
             )
-        folded = dictionary.scaled_input(float(factor), output=1.0 if dictionary.is_transcoder else None)
-        return folded.noting(f"Folded the input scale {float(factor):.6g} into the weights.")
+        output = 1.0 if dictionary.is_transcoder else None
+        return dictionary.with_input_scale(float(factor), output=output, was_given=options.input_scale is not None)
     if norm == "covariance_whitening":
         return _unwhitened(source, dictionary)
     if norm != "none":
