@@ -90,7 +90,9 @@ def load_job(name: str, arguments: Sequence[str]) -> tuple[Any, Any]:
                 raise cause from None
             cause = cause.__context__
         config = parse()  # to say on the console what it could not parse, or to print the help
-    return config, module.run
+    # Words such as a recipe's name stand for other defaults; what was given explicitly still counts.
+    defaults = module.defaults_of(config) if hasattr(module, "defaults_of") else None
+    return config if defaults is None else parse(default=defaults), module.run
 
 
 def _overview() -> str:

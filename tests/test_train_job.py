@@ -19,7 +19,7 @@ from saekit.autoencoders import Relu, SparseAutoencoder, SparseAutoencoderConfig
 from saekit.errors import CheckpointError, ConfigError, StoreError
 from saekit.evaluation.rows import split_examples
 from saekit.jobs import train as job
-from saekit.jobs.train import TrainConfig, held_out_rows, measure_held_out, run, train
+from saekit.jobs.train import TrainConfig, held_out_rows, measure, run, train
 from saekit.metrics import fvu, l0
 from saekit.store import ActivationStore
 from saekit.training import FitConfig, FitResult, fit
@@ -103,8 +103,10 @@ def test_the_printed_numbers_are_those_of_held_out_rows(
     x = store.rows(0, store.n_rows)[torch.from_numpy(is_out)].float()
     with torch.no_grad():
         expected_l0, expected_fvu = l0(sae.encode(x)).item(), fvu(x.double(), sae(x).double()).item()
-    measured = measure_held_out(sae, store, "layers.1", is_out)
-    assert measured == pytest.approx((expected_l0, expected_fvu, len(x)), rel=1e-5)
+    measured = measure(sae, store, "layers.1", is_out)
+    assert (measured.l0, measured.fvu) == pytest.approx((expected_l0, expected_fvu), rel=1e-5)
+    assert measured.n_tokens == len(x)
+    assert json.loads((tmp_path / "run/health.json").read_text())["models"]["checkpoint"]["n_tokens"] == len(x)
     printed = capsys.readouterr().out.splitlines()
     assert printed[0] == str(tmp_path / "run")
     assert f"L0 {expected_l0:.1f}, FVU {expected_fvu:.4f} on {len(x)} tokens of held-out documents" in printed[1]

@@ -1,9 +1,10 @@
 """`saekit train`: a sparse autoencoder, or a sweep of them, on the rows of a store."""
 
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -16,15 +17,20 @@ from saekit.backbones.base import resolve_device
 from saekit.errors import ConfigError
 from saekit.evaluation.rows import random_documents, row_chunks
 from saekit.files import Json, write_json
-from saekit.metrics import FiringMeter, FVUMeter
 from saekit.store import ActivationStore
 from saekit.store.split import held_out
 from saekit.training import FitConfig, FitResult, fit
+from saekit.training.health import Health, measure_health
 from saekit.training.memory import refuse_wide_dictionary
+from saekit.training.recipes import RecipeName, get_recipe
 from saekit.training.sweep import label_of, pareto_front, parse_axes, sweep_configs, write_pareto
 
 HELD_OUT_ROWS = 16_384
 """Rows that the printed numbers are taken over: whole held-out documents, this many rows or a few more."""
+MIN_STEPS = 500
+"""A recipe whose batches make fewer steps than this says so."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +42,9 @@ class TrainConfig:
 
     A sweep trains several on one pass over the activations and draws their trade-off (pareto.png):
     saekit train --store acts --out run --expansion 16 --sweep k=16,32,64 --sweep seed=0,1 top-k
+
+    A recipe is a published way of training, under its name; what is given beside it counts before it:
+    saekit train --store acts --out run --expansion 16 --recipe gao_topk --batch-size 4096
 
     A killed run goes on from its last save when the same command is given again, to the same weights.
     """
@@ -49,6 +58,8 @@ class TrainConfig:
         default_factory=TopK
     )
     """What makes latents sparse; its options come after its name."""
+    recipe: RecipeName | None = None
+    """Take sparsity, optimizer, schedules and batch size from this published recipe (docs/recipes.md)."""
     d_sae: int | None = None
     """Number of latents."""
     expansion: int | None = None
@@ -68,6 +79,12 @@ class TrainConfig:
     same ones."""
     decoder_norm: Literal["auto", "unit", "free"] = "auto"
     """Norm of the decoder's rows: held at 1, free, or what suits the sparsity."""
+    decoder_init_norm: float = 1.0
+    """Norm that the rows of a free decoder start from."""
+    target_l0: float | None = None
+    """Steer the weight of the sparsity penalty until this many latents per row are active."""
+    start_from_data: float = 0.0
+    """Share of a row of the store in each initial latent, the rest being random; saev uses 0.8."""
     dead_after_tokens: int | None = None
     """A latent silent for this many tokens counts as dead (default: a tenth of the run, at most 10 million)."""
     seed: int = 0
@@ -76,6 +93,8 @@ class TrainConfig:
     """cpu or cuda (default: cuda where there is one)."""
     fit: Annotated[FitConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=FitConfig)
     """The optimizer, its schedules, and how often to log and to save."""
+    has_recipe: Annotated[bool, tyro.conf.Suppress] = False
+    """Whether the settings of `recipe` are in the other fields already; `recipe_config` sees to it."""
 
     def __post_init__(self) -> None:
         problems = [
@@ -90,6 +109,8 @@ class TrainConfig:
             )
         if not 0 <= self.held_out_share < 1:
             problems.append(f"held_out_share={self.held_out_share} is not in [0, 1)")
+        if not 0 <= self.start_from_data <= 1:
+            problems.append(f"start_from_data={self.start_from_data} is not in [0, 1]")
         if problems:
             raise ConfigError(f"TrainConfig: {'; '.join(problems)}.")
 
@@ -98,6 +119,11 @@ def run(config: TrainConfig) -> Path:
     """Train what `config` describes, print where the run is and its three numbers; returns the run's directory."""
     device = resolve_device(config.device)
     store = ActivationStore.open(config.store)
+    if config.recipe is not None and not config.has_recipe:
+        raise ConfigError(
+            f"TrainConfig(recipe={config.recipe!r}) alone changes nothing else. "
+            f"Type: recipe_config({config.recipe!r}, store=..., out=..., ...)"
+        )
     point = store.resolve(config.hook_point)
     d_in = store.d_model(point)
     # A sweep over the width gives it; any stands in for it here.
@@ -110,6 +136,8 @@ def run(config: TrainConfig) -> Path:
         d_sae=d_sae,
         sparsity=config.sparsity,
         decoder_norm=config.decoder_norm,
+        decoder_init_norm=config.decoder_init_norm,
+        target_l0=config.target_l0,
         dead_after_tokens=dead_after_tokens,
         seed=config.seed,
     )
@@ -126,15 +154,57 @@ def run(config: TrainConfig) -> Path:
         held_out_share=config.held_out_share,
         seed=config.seed,
         config=config.fit,
+        start_from_data=config.start_from_data,
     )
     if result.was_finished:
         print(f"{config.out} was finished already; nothing was trained.")
     print(config.out)
+    healths = [measure(sae, store, point, is_out) for sae in saes]
+    models = {path.name: health.to_json() for path, health in zip(result.checkpoints, healths, strict=True)}
+    write_json(config.out / "health.json", {"kind": "Health", "schema": 1, "models": models})
     if len(saes) == 1:
-        print(summary(saes[0], store, point, is_out, result))
+        print(summary(saes[0], store, healths[0], is_out, result))
+        print(healths[0])
     else:
-        print(summarize_sweep(config.out, [settings for settings, _ in points], saes, store, point, is_out, result))
+        settings = [settings for settings, _ in points]
+        print(summarize_sweep(config.out, settings, healths, store, point, is_out, result))
     return config.out
+
+
+def recipe_config(recipe: RecipeName, **fields: Any) -> TrainConfig:
+    """A config with the settings of a recipe, those in `fields` counting before it (`store` and `out` among them)."""
+    config = defaults_of(TrainConfig(recipe=recipe, **fields))
+    if config is None:
+        raise ConfigError(f"A recipe needs the store that it is for, and {fields['store']} is none.")
+    return replace(config, **fields)
+
+
+def defaults_of(config: TrainConfig) -> TrainConfig | None:
+    """`config` with the settings of its recipe; None without a recipe, or without a store to make it for."""
+    if config.recipe is None or not (config.store / "meta.json").exists():
+        return None
+    store = ActivationStore.open(config.store)
+    point = store.resolve(config.hook_point)
+    d_in = store.d_model(point)
+    n_tokens = config.n_tokens or int((~held_out_rows(store, config.held_out_share)).sum())
+    d_sae = config.d_sae or d_in * (config.expansion or 1)
+    settings = get_recipe(config.recipe).settings(d_in, d_sae, n_tokens, store.moments(point)[1])
+    if n_tokens < MIN_STEPS * settings.batch_size:
+        logger.info(
+            "%s has batches of %d rows, which makes %d steps of %d tokens; a smaller --batch-size makes more.",
+            *(config.recipe, settings.batch_size, -(-n_tokens // settings.batch_size), n_tokens),
+        )
+    return replace(
+        config,
+        sparsity=settings.autoencoder.sparsity,
+        decoder_norm=settings.autoencoder.decoder_norm,
+        decoder_init_norm=settings.autoencoder.decoder_init_norm,
+        dead_after_tokens=settings.autoencoder.dead_after_tokens,
+        batch_size=settings.batch_size,
+        start_from_data=settings.start_from_data,
+        fit=settings.fit,
+        has_recipe=True,
+    )
 
 
 def train(
@@ -148,10 +218,12 @@ def train(
     held_out_share: float = 0.0,
     seed: int = 0,
     config: FitConfig | None = None,
+    start_from_data: float = 0.0,
 ) -> FitResult:
     """Set the input moments of `sae` to the store's, and fit it, where it is, to the store's shuffled rows.
 
-    Several autoencoders are trained side by side, on the same batches.
+    Several autoencoders are trained side by side, on the same batches. With `start_from_data` their latents begin
+    turned to rows (`SparseAutoencoder.start_from_data_`).
 
     The moments are those of all rows, held-out ones included; nothing else is learnt from these. By default every
     other row is used once. The checkpoint in `out` remembers backbone, hook point, store and `held_out_share`.
@@ -171,6 +243,11 @@ def train(
     mean, mean_squared_norm = store.moments(point)
     for each in saes:
         each.set_input_moments_(torch.as_tensor(mean, dtype=torch.float32).to(each.input_mean), mean_squared_norm)
+        if start_from_data > 0:
+            trained = np.flatnonzero(~is_out)
+            chosen = np.random.default_rng(seed).choice(trained, min(len(trained), each.config.d_sae), replace=False)
+            rows = torch.cat([store.rows(i, i + 1, point) for i in np.sort(chosen).tolist()])
+            each.start_from_data_(rows, start_from_data, seed)
     provenance = {
         **store.provenance(point),
         # Recorded as it came out: a store of few documents may hold none out, and `evaluate` then uses them all.
@@ -205,14 +282,13 @@ def held_out_rows(store: ActivationStore, share: float) -> Bool[np.ndarray, " n_
 def summary(
     sae: SparseAutoencoder,
     store: ActivationStore,
-    hook_point: str,
+    health: Health,
     is_out: Bool[np.ndarray, " n_rows"],
     result: FitResult,
 ) -> str:
     """One line: L0 and FVU (of held-out documents where there are some), share of dead latents, and over what."""
     if is_out.any():
-        l0, fvu, n_rows = measure_held_out(sae, store, hook_point, is_out)
-        numbers = f"L0 {l0:.1f}, FVU {fvu:.4f} on {n_rows:,} tokens of held-out documents"
+        numbers = f"L0 {health.l0:.1f}, FVU {health.fvu:.4f} on {health.n_tokens:,} tokens of held-out documents"
     else:
         final, n_rows = result.final[0], result.n_tokens - result.final[0]["first_token"]
         epochs = result.n_tokens / store.n_rows
@@ -227,7 +303,7 @@ def summary(
 def summarize_sweep(
     out: Path,
     settings: Sequence[Json],
-    saes: Sequence[SparseAutoencoder],
+    healths: Sequence[Health],
     store: ActivationStore,
     hook_point: str,
     is_out: Bool[np.ndarray, " n_rows"],
@@ -235,12 +311,12 @@ def summarize_sweep(
 ) -> str:
     """A table of the sweep's points, one line each; writes `sweep.json` and `pareto.png` into `out`."""
     points: list[Json] = []
-    for i, (sae, point) in enumerate(zip(saes, settings, strict=True)):
+    for i, (health, point) in enumerate(zip(healths, settings, strict=True)):
         final = result.final[i]
         l0, fvu, n_rows = final["l0"], final["fvu"], result.n_tokens - final["first_token"]
         if is_out.any():
-            l0, fvu, n_rows = measure_held_out(sae, store, hook_point, is_out)
-        dead = float(sae.is_dead.float().mean())
+            l0, fvu, n_rows = health.l0, health.fvu, health.n_tokens
+        dead = health.dead
         checkpoint = result.checkpoints[i].name
         points.append({"settings": point, "checkpoint": checkpoint, "l0": l0, "fvu": fvu, "dead": dead})
     over = f"{n_rows:,} {'held-out' if is_out.any() else 'training'} tokens"
@@ -259,17 +335,11 @@ def summarize_sweep(
     return "\n".join([*lines, str(out / "pareto.png")])
 
 
-@torch.no_grad()
-def measure_held_out(
+def measure(
     sae: SparseAutoencoder, store: ActivationStore, hook_point: str, is_out: Bool[np.ndarray, " n_rows"]
-) -> tuple[float, float, int]:
-    """(l0, fvu, rows) over random held-out documents, `HELD_OUT_ROWS` rows of them if there are so many."""
-    examples = np.unique(store.row_example[is_out])
+) -> Health:
+    """Over random held-out documents, or any where none is held out: `HELD_OUT_ROWS` rows if there are so many."""
+    examples = np.unique(store.row_example[is_out] if is_out.any() else store.row_example)
     chosen = random_documents(store, examples, HELD_OUT_ROWS, seed=0)
-    error, firing = FVUMeter(sae.config.d_in, sae.W_dec.device), FiringMeter(sae.config.d_sae, sae.W_dec.device)
-    for rows, _ in row_chunks(store, chosen, hook_point, chunk_rows=1024, device=sae.W_dec.device):
-        x = rows.float()
-        latents = sae.encode(x)
-        error.update(x, sae.decode_for(x, latents))
-        firing.update(latents > sae.sparsifier.active_above)
-    return float(firing.l0()), float(error.value()), error.n_rows
+    chunks = row_chunks(store, chosen, hook_point, chunk_rows=1024, device=sae.W_dec.device)
+    return measure_health(sae, (rows for rows, _ in chunks))

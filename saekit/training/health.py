@@ -141,7 +141,7 @@ def measure_health(sae: SparseAutoencoder, batches: Iterable[Float[Tensor, "batc
     for batch in batches:
         x = batch.to(device, sae.W_dec.dtype)
         active = sae.encode_sparse(x)
-        x_hat = sae.decode_sparse(active) if sae.sparsifier.active_above == 0 else sae(x)
+        x_hat = sae.decode_sparse(active, x) if sae.sparsifier.active_above == 0 else sae(x)
         error.update(x, x_hat)
         firing.update_sparse(active.latents, len(x))
         norms.append(x.norm(dim=1).cpu())

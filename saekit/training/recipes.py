@@ -7,6 +7,7 @@ otherwise is said in `differs`.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from saekit.autoencoders.sparse import SparseAutoencoderConfig
 from saekit.autoencoders.sparsity import BatchTopK, JumpRelu, KLDivergence, Relu, Sparsity, TopK
@@ -14,6 +15,16 @@ from saekit.errors import ConfigError, closest
 from saekit.training.config import FitConfig
 from saekit.training.scaling import LossScale, convert_weight
 
+RecipeName = Literal[
+    "anthropic_april",
+    "towards_monosemanticity",
+    "cunningham_l1",
+    "gao_topk",
+    "batch_topk",
+    "gemma_scope_jumprelu",
+    "saev_clip",
+    "classic_kl",
+]
 OWN_CENTRING = "inputs are centred on their mean, and b_dec is subtracted from the encoder's input"
 
 

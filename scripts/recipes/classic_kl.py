@@ -14,8 +14,7 @@ from pathlib import Path
 
 import tyro
 
-from saekit import FitConfig, KLDivergence
-from saekit.jobs.train import TrainConfig, run
+from saekit.jobs.train import recipe_config, run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,15 +31,7 @@ class Arguments:
 
 def main(arguments: Arguments) -> Path:
     """Train, or with `smoke` only seem to; returns the run's directory."""
-    config = TrainConfig(
-        store=arguments.store,
-        out=arguments.out,
-        expansion=4,
-        sparsity=KLDivergence(rho=0.05),
-        n_tokens=20_000_000,
-        batch_size=4096,
-        fit=FitConfig(lr=1e-3),
-    )
+    config = recipe_config("classic_kl", store=arguments.store, out=arguments.out, expansion=4, n_tokens=20_000_000)
     if arguments.smoke:
         config = replace(config, n_tokens=256, batch_size=64, held_out_share=0.0)
     return run(config)

@@ -15,8 +15,7 @@ from pathlib import Path
 
 import tyro
 
-from saekit import FitConfig, Relu
-from saekit.jobs.train import TrainConfig, run
+from saekit.jobs.train import recipe_config, run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,15 +32,8 @@ class Arguments:
 
 def main(arguments: Arguments) -> Path:
     """Train, or with `smoke` only seem to; returns the run's directory."""
-    config = TrainConfig(
-        store=arguments.store,
-        out=arguments.out,
-        d_sae=24576,
-        sparsity=Relu(l1=5.0),
-        decoder_norm="free",
-        n_tokens=300_000_000,
-        batch_size=4096,
-        fit=FitConfig(lr=5e-5, lr_warmup_fraction=0.0, lr_decay_fraction=0.2, sparsity_warmup_fraction=0.05),
+    config = recipe_config(
+        "anthropic_april", store=arguments.store, out=arguments.out, d_sae=24576, n_tokens=300_000_000
     )
     if arguments.smoke:
         config = replace(config, d_sae=128, n_tokens=256, batch_size=64, held_out_share=0.0)

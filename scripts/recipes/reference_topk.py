@@ -16,8 +16,7 @@ from pathlib import Path
 
 import tyro
 
-from saekit import FitConfig, TopK
-from saekit.jobs.train import TrainConfig, run
+from saekit.jobs.train import recipe_config, run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,15 +33,11 @@ class Arguments:
 
 def main(arguments: Arguments) -> Path:
     """Train, or with `smoke` only seem to; returns the run's directory."""
-    config = TrainConfig(
-        store=arguments.store,
-        out=arguments.out,
-        d_sae=24576,
-        sparsity=TopK(k=32),
-        n_tokens=300_000_000,
-        batch_size=4096,
-        fit=FitConfig(lr="auto", lr_warmup_fraction=0.01, lr_decay_fraction=0.2),
+    # The published batch of 131,072 rows is for a run of 8 billion tokens.
+    config = recipe_config(
+        "gao_topk", store=arguments.store, out=arguments.out, d_sae=24576, n_tokens=300_000_000, batch_size=4096
     )
+    config = replace(config, fit=replace(config.fit, lr_warmup_fraction=0.01, lr_decay_fraction=0.2))
     if arguments.smoke:
         config = replace(config, d_sae=128, n_tokens=256, batch_size=64, held_out_share=0.0)
     return run(config)

@@ -40,7 +40,7 @@ class AnnealedK(nn.Module):
         self.k_now.fill_(self._current)
 
     def _load_from_state_dict(self, *arguments: object, **options: object) -> None:
-        super()._load_from_state_dict(*arguments, **options)  # type: ignore[arg-type]
+        super()._load_from_state_dict(*arguments, **options)
         if self._k_start is not None:
             self._current = None
 
