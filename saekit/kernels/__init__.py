@@ -5,6 +5,7 @@ from saekit.kernels.chooser import Path, StepChooser, active_above, active_relu,
 from saekit.kernels.dense import pre_activations
 from saekit.kernels.entries import Decoded, Entries
 from saekit.kernels.reference import topk_latents
+from saekit.kernels.selection import bf16_selection, cpu_has_bf16
 from saekit.kernels.types import SparseLatents, Step, Weights
 
 __all__ = [
@@ -19,6 +20,8 @@ __all__ = [
     "active_relu",
     "active_topk",
     "adam_step_",
+    "bf16_selection",
+    "cpu_has_bf16",
     "pre_activations",
     "row_dots",
     "topk_latents",

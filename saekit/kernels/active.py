@@ -125,11 +125,13 @@ def _blocks(centred: Tensor, weights: Weights) -> Iterator[tuple[int, Tensor]]:
         yield start, block
 
 
-def _class_maxima(block: Tensor, n_classes: int) -> np.ndarray:
+def _class_maxima(block: Tensor, n_classes: int, dtype: torch.dtype | None = None) -> np.ndarray:
     """Maxima of the columns that leave the same remainder by `n_classes`; a ragged end belongs to no class."""
     n_classes = min(n_classes, block.shape[1])
     n_whole = block.shape[1] // n_classes
-    maxima: np.ndarray = block[:, : n_whole * n_classes].unflatten(1, (n_whole, n_classes)).amax(1).numpy()
+    maxima: np.ndarray = (
+        block[:, : n_whole * n_classes].unflatten(1, (n_whole, n_classes)).amax(1).to(dtype or block.dtype).numpy()
+    )
     return maxima
 
 
@@ -155,6 +157,15 @@ class _Found:
 
     def nth_largest(self, n: int) -> float:
         return float(np.partition(np.concatenate(self._values), -n)[-n])
+
+    def add_positions(self, is_active: np.ndarray, start: int) -> None:
+        """Entries whose values are not known yet."""
+        flat = np.flatnonzero(is_active)
+        rows = flat // is_active.shape[1]
+        self._rows.append(rows)
+        self._columns.append((flat - rows * is_active.shape[1] + start).astype(np.int32))
+        self._values.append(np.empty(len(flat), np.float32))
+        self.n += len(flat)
 
     def by_row(self) -> SparseLatents:
         rows = np.concatenate(self._rows)

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from saekit.errors import ConfigError
-from saekit.kernels import active, cpu, dense, gpu, reference
+from saekit.kernels import cpu, dense, gpu, reference, selection
 from saekit.kernels.buffers import GradientBuffers
 from saekit.kernels.cpu_entries import CpuEntries
 from saekit.kernels.entries import DenseEntries, Entries
@@ -92,7 +92,7 @@ class StepChooser:
         if self._is_on_cpu(x, weights):
             limit = 1.0 if self.path == "sparse" else self.max_density
             with torch.no_grad():
-                found = active.active_above(x - weights.b_dec, weights, floors, limit)
+                found = selection.active_above(x - weights.b_dec, weights, floors, limit)
             if found is not None:
                 return CpuEntries(x, weights, found, self.buffers)
         return DenseEntries(x, weights)
@@ -105,7 +105,7 @@ class StepChooser:
             return self.gpu.largest_of_batch(x, weights, n)
         if self._is_worth_it(n, x, weights) and self._is_on_cpu(x, weights):
             with torch.no_grad():
-                found = active.active_batch_topk(x - weights.b_dec, weights, n, float(guess))
+                found = selection.active_batch_topk(x - weights.b_dec, weights, n, float(guess))
             return CpuEntries(x, weights, found, self.buffers)
         return DenseEntries(x, weights)
 
@@ -154,19 +154,19 @@ class StepChooser:
 
 def active_relu(centred: Float[Tensor, "batch d_in"], weights: Weights) -> SparseLatents | None:
     """`active.active_relu` where it exists, else None."""
-    return active.active_relu(centred, weights) if _is_on_cpu(centred, weights) else None
+    return selection.active_relu(centred, weights) if _is_on_cpu(centred, weights) else None
 
 
 def active_topk(centred: Float[Tensor, "batch d_in"], weights: Weights, k: int) -> SparseLatents | None:
     """`active.active_topk` where it exists, else None."""
-    return active.active_topk(centred, weights, k) if _is_on_cpu(centred, weights) else None
+    return selection.active_topk(centred, weights, k) if _is_on_cpu(centred, weights) else None
 
 
 def active_above(
     centred: Float[Tensor, "batch d_in"], weights: Weights, floors: Float[Tensor, " d_sae"]
 ) -> SparseLatents | None:
     """`active.active_above` where it exists, else None."""
-    return active.active_above(centred, weights, floors) if _is_on_cpu(centred, weights) else None
+    return selection.active_above(centred, weights, floors) if _is_on_cpu(centred, weights) else None
 
 
 def row_dots(a: Float[Tensor, "rows width"], b: Float[Tensor, "rows width"]) -> Float[Tensor, " rows"]:

@@ -33,8 +33,10 @@ class FitConfig:
     optimizer state (Bricken et al. 2023: 0.125 0.25 0.375 0.5)."""
     resample_tokens: int = 819_200
     """Tokens before each of these moments among which the rows are drawn."""
-    precision: Literal["auto", "fp32", "tf32", "bf16"] = "auto"
-    """Matrix products in "fp32", "tf32" (CUDA) or "bf16" (autocast); parameters stay fp32. "auto": tf32 on CUDA."""
+    precision: Literal["auto", "fp32", "tf32", "bf16", "bf16_select"] = "auto"
+    """Matrix products in "fp32", "tf32" (CUDA) or "bf16" (autocast); parameters stay fp32. "auto": tf32 on CUDA.
+    "bf16_select", for CPUs with bf16 instructions: bf16 finds the active latents, fp32 computes them, to the same
+    result."""
     log_every: int = 50
     """Steps between two lines of metrics.jsonl; between them nothing waits for the device."""
     save_minutes: float = 10.0

@@ -1,5 +1,6 @@
 """What happens to the parameters in a step: Adam, its learning-rate and sparsity schedules, and the model's hooks."""
 
+import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,9 +13,11 @@ from torch import nn
 from saekit.autoencoders.base import Autoencoder
 from saekit.autoencoders.sparse import SparseAutoencoder
 from saekit.errors import ConfigError
-from saekit.kernels import adam_step_
+from saekit.kernels import adam_step_, bf16_selection, cpu_has_bf16
 
-PRECISIONS = ("auto", "fp32", "tf32", "bf16")
+_logger = logging.getLogger(__name__)
+
+PRECISIONS = ("auto", "fp32", "tf32", "bf16", "bf16_select")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +91,13 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     """The precision that `"auto"` means on `device`: tf32 on CUDA, fp32 elsewhere. Others are kept."""
     if precision == "auto":
         return "tf32" if device.type == "cuda" else "fp32"
+    if precision == "bf16_select":
+        if device.type != "cpu":
+            raise ConfigError(
+                f"precision='bf16_select' exists on the CPU only and the model is on {device}; use 'bf16'."
+            )
+        if not cpu_has_bf16():
+            _logger.warning("This CPU has no bf16 instructions: precision='bf16_select' is slower here than 'fp32'.")
     if precision == "tf32" and device.type != "cuda":
         raise ConfigError(f"precision='tf32' exists on CUDA only and the model is on {device}; use 'fp32' or 'bf16'.")
     return precision
@@ -97,12 +107,14 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 def matmul_precision(precision: str) -> Iterator[None]:
     """Set torch's global switch for float32 matrix products (`"tf32"` or exact) and restore it on exit.
 
-    Parameters, gradients and optimizer state stay float32 in every precision; `"bf16"` is autocast around the loss.
+    Parameters, gradients and optimizer state stay float32 in every precision; `"bf16"` is autocast around the loss, and
+    `"bf16_select"` finds active entries by a bf16 product, to the same result (see `kernels.bf16_selection`).
     """
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     try:
-        yield
+        with bf16_selection(precision == "bf16_select"):
+            yield
     finally:
         torch.set_float32_matmul_precision(before)
 
