@@ -16,7 +16,7 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "classic.md"
 BEGIN, END = "<!-- table: filled by scripts/classic/page.py -->", "<!-- end of the table -->"
-HELPERS = ("common", "page", "run_all")
+HELPERS = ("common", "demo_data", "page", "run_all")
 
 
 def demonstrations() -> list[str]:
