@@ -62,6 +62,12 @@ def test_training_brings_the_mean_activation_to_rho():
     torch.testing.assert_close(model.rho_hat, mean, rtol=0.2, atol=0)
 
 
+def test_every_latent_starts_at_rho():
+    model = small(sparsity=sk.KLDivergence(rho=0.2))
+    torch.testing.assert_close(model.encode(torch.zeros(1, 6)), torch.full((1, 9), 0.2))
+    torch.testing.assert_close(model.rho_hat, torch.full((9,), 0.2))
+
+
 def test_a_latent_that_is_always_at_rho_costs_nothing():
     """What the penalty does not see: it asks for sparsity over the data, not in any one row."""
     model = small(sparsity=AT_ONCE)
