@@ -158,8 +158,11 @@ def test_a_feature_of_this_text_is_ablated_everywhere_or_at_one_token(
 ) -> None:
     serve(live / "text", monkeypatch)
     start = open_page("input", text="the cat sat on a mat")
-    codes = payload(start, "live")["codes"]
-    feature, (place, _) = codes[0]["id"], codes[0]["acts"][-1]
+    sent = payload(start, "live")
+    codes = sent["codes"]
+    assert len(sent["predicted"]) == len(sent["tokens"])
+    assert all(len(act) == 3 for act in codes[0]["acts"])
+    feature, (place, *_) = codes[0]["id"], codes[0]["acts"][-1]
     found = payload(open_page("input", text="the cat sat on a mat", change=feature), "effect")
     assert len(found["kl"]) == len(found["words"]) == len(found["movers"])
     assert max(found["kl"]) > 0

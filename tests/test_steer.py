@@ -12,7 +12,7 @@ import saekit.jobs.steer as job
 from saekit.autoencoders import SparseAutoencoder, SparseAutoencoderConfig, TopK
 from saekit.backbones import Backbone, CausalLM, load_backbone
 from saekit.errors import BackboneError, ConfigError, InputError
-from saekit.evaluation.effects import direct_logit_attribution, prediction_effect, representation_effect
+from saekit.evaluation.effects import direct_effects, direct_logit_attribution, prediction_effect, representation_effect
 from saekit.files import to_tagged
 from saekit.hooks import capture
 from saekit.inputs import SkipLog, read_images
@@ -144,6 +144,19 @@ def test_at_the_last_layer_contributions_constant_and_error_are_the_logit(family
         direct_logit_attribution(lm, last, sae, text, position=9, target=11)
     with pytest.raises(ConfigError, match="target=-1"):
         direct_logit_attribution(lm, last, sae, text, position=3, target=-1)
+
+
+def test_direct_effects_are_the_attributions_to_the_predicted_tokens(lm: CausalLM) -> None:
+    sae, text = make_sae(lm), example()
+    targets, direct = direct_effects(lm, POINT, sae, text)
+    assert targets.tolist() == lm.logits([text])[0].argmax(-1).tolist()
+    for position in (1, 5):
+        one = direct_logit_attribution(lm, POINT, sae, text, position, int(targets[position]))
+        # Row by row, latents ascending, four to a row.
+        mine = direct[4 * (position - 1) : 4 * position]
+        assert mine == pytest.approx(one.contributions[np.argsort(one.latents)], rel=1e-4, abs=1e-5)
+    with pytest.raises(ConfigError, match="not on the residual stream"):
+        direct_effects(lm, "layers.0.mlp.act_fn", sae, text)
 
 
 def test_edits_are_read_from_words_and_all_wrong_ones_are_named() -> None:

@@ -33,6 +33,10 @@ class Encoded:
     values: Float[np.ndarray, " n_codes"]
     error: Float[np.ndarray, " n_read"] | None = None
     """|x - x_hat|^2 / |x - mean|^2 of every read place; None without a live pass."""
+    direct: Float[np.ndarray, " n_codes"] | None = None
+    """What each code adds to the logit of the token predicted next, later layers left out; None without such a path."""
+    predicted: list[str] = field(default_factory=list)
+    """The token predicted after each place; empty where `direct` is None."""
     n_cut: int = 0
     """Tokens left out because the text was longer than the context."""
 
@@ -76,6 +80,7 @@ def payload(index: FeatureIndex, encoded: Encoded) -> Json:
     """What the browser draws: every feature that fires, most telling first, with its activations by place."""
     kept = _strongest(encoded)
     places, features, values = encoded.places[kept], encoded.features[kept], encoded.values[kept]
+    direct = None if encoded.direct is None else encoded.direct[kept]
     density = np.asarray(index.stats["density"], dtype=np.float64)
     order = np.lexsort((places, features))
     found, starts = np.unique(features[order], return_index=True)
@@ -87,6 +92,8 @@ def payload(index: FeatureIndex, encoded: Encoded) -> Json:
     for at in np.argsort(-highest * rarity, kind="stable").tolist():
         feature, run = int(found[at]), runs[at]
         acts = [[int(place), round(float(value), 4)] for place, value in zip(places[run], values[run], strict=True)]
+        if direct is not None:
+            acts = [[*act, round(float(added), 4)] for act, added in zip(acts, direct[run], strict=True)]
         codes.append(
             {
                 **summary(index, feature),
@@ -108,6 +115,7 @@ def payload(index: FeatureIndex, encoded: Encoded) -> Json:
         "image": encoded.image,
         "read": read,
         "error": error if encoded.error is not None else None,
+        "predicted": encoded.predicted,
         "counts": np.bincount(encoded.places, minlength=encoded.n_places).tolist(),
         "codes": codes,
         "facts": _facts(encoded, len(np.unique(encoded.features))),

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from saekit.errors import CheckpointError, ConfigError, InputError
+from saekit.errors import BackboneError, CheckpointError, ConfigError, InputError
 from saekit.files import from_tagged
 from saekit.index import FeatureIndex
 from saekit_explorer.encoded import Encoded, data_address
@@ -154,5 +154,21 @@ def _encode(model: LiveModel, example: "Example", n_prefix: int, **rest: Any) ->
         features=active.latents.cpu().numpy().astype(np.int64)[inside],
         values=active.values.float().cpu().numpy()[inside],
         error=missed.float().cpu().numpy()[is_content],
+        **_direct(model, example, n_prefix, inside, rest["n_places"]),
         **rest,
     )
+
+
+def _direct(model: LiveModel, example: "Example", n_prefix: int, inside: np.ndarray, n_places: int) -> dict[str, Any]:
+    """What each latent adds to the logit of the token predicted next, where there is a direct path to it."""
+    from saekit.backbones import CausalLM
+    from saekit.evaluation.effects import direct_effects
+
+    if not isinstance(model.backbone, CausalLM):
+        return {}
+    try:
+        targets, direct = direct_effects(model.backbone, model.hook_point, model.autoencoder, example)
+    except (BackboneError, ConfigError):
+        return {}
+    predicted = decode_tokens(model.vocabulary or [], targets[n_prefix : n_prefix + n_places].tolist())
+    return {"direct": direct[inside], "predicted": predicted}

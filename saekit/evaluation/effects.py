@@ -17,6 +17,7 @@ from saekit.intervene import Edit, steer
 from saekit.store import Example
 
 N_MOVERS = 10
+_CODES = 2**14  # active latents whose decoder rows are gathered at a time
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -187,6 +188,42 @@ def direct_logit_attribution(
         error=float((x - sae.decode_sparse(active, x[None])[0].float()) @ direction),
         logit=logit,
     )
+
+
+@torch.no_grad()
+def direct_effects(
+    backbone: CausalLM, hook_point: str, sae: SparseAutoencoder, example: Example
+) -> tuple[Int[np.ndarray, " token"], Float[np.ndarray, " active"]]:
+    """The token predicted after every token, and what every active latent adds to its logit on the direct path.
+
+    Latents are those of `sae.encode_sparse` on the kept tokens, in its order; as in `direct_logit_attribution` the
+    final norm is frozen. Raises `ConfigError` when `hook_point` is not on the residual stream, `BackboneError` without
+    a head.
+    """
+    if backbone.width(hook_point) != backbone.d_model:
+        raise ConfigError(f"{hook_point!r} is not on the residual stream, so there is no direct path to the logits.")
+    W_U, gain = backbone.unembedding()
+    points = [backbone.resolve(hook_point), backbone.resolve(f"layers.{backbone.n_layers - 1}")]
+    with capture(backbone.model, list(dict.fromkeys(points))) as found:
+        targets = backbone.logits([example])[0, : example.n_tokens].argmax(-1)
+    kept = torch.from_numpy(np.asarray(example.kept, dtype=np.int64)).to(targets.device)
+    x, final = (found[point][0].index_select(0, kept).float() for point in points)
+    directions = W_U.T[targets[kept]].float()
+    if gain is not None and len(x):
+        norm = _final_norm(backbone)
+        frozen = [_frozen(norm, row, gain.float()) for row in final]
+        directions = directions * gain.float() * torch.tensor([[scale] for _, _, scale in frozen]).to(directions)
+        if frozen[0][1]:
+            directions = directions - directions.mean(1, keepdim=True)
+    active = sae.encode_sparse(x)
+    parts = [
+        value.float() * (sae.W_dec[latent.long()].float() * directions[row]).sum(-1)
+        for value, latent, row in zip(
+            active.values.split(_CODES), active.latents.split(_CODES), active.rows().split(_CODES), strict=True
+        )
+    ]
+    scale = sae.output_scale(x)[active.rows(), 0].float()
+    return targets.cpu().numpy(), (torch.cat(parts) * scale).cpu().numpy()
 
 
 def class_names(backbone: Backbone) -> dict[int, str]:

@@ -17,7 +17,7 @@ export default function (component) {
     memory.codes = data.codes;
     memory.byId = new Map(data.codes.map((code) => [String(code.id), { ...code, highest: Math.max(...code.acts.map(([, x]) => x)) }]));
     memory.byPlace = data.read.map(() => []);
-    for (const code of memory.byId.values()) for (const [place, value] of code.acts) memory.byPlace[place].push({ id: code.id, value });
+    for (const code of memory.byId.values()) for (const [place, value, direct] of code.acts) memory.byPlace[place].push({ id: code.id, value, direct });
     for (const list of memory.byPlace) list.sort((a, b) => b.value - a.value);
   }
   const known = (id) => memory.byId.get(String(id));
@@ -53,6 +53,8 @@ export default function (component) {
     return line;
   }
 
+  const withDirect = (withPlaces) => !withPlaces && data.predicted?.length > 0;
+
   /** The panel that shows the change is at the top of the page. */
   function change(id) {
     component.setTriggerValue("change", id);
@@ -66,12 +68,14 @@ export default function (component) {
       h("th", { scope: "col" }, "Feature"), h("th", { scope: "col" }, valueTitle),
       withPlaces ? h("th", { scope: "col", class: "num", title: `${unit === "token" ? "tokens" : "patches"} of this input where it fires` }, isText ? "Tokens" : "Patches") : null,
       h("th", { scope: "col", class: "num", title: "share of the feature's highest activation in the index" }, "Of max"),
+      withDirect(withPlaces) ? h("th", { scope: "col", class: "num", title: "logits that it adds to the token predicted next, on the direct path to the output" }, "Direct") : null,
       h("th", { scope: "col" }, h("span", { class: "visually-hidden" }, "Show")))),
     h("tbody", {}, list.map((row) => h("tr", { class: String(row.id) === String(view.paint) ? "on" : "" },
       h("td", { class: "who" }, featureLink(component, row.id, row.id), " ", nameOf(known(row.id))),
       h("td", { class: "amount" }, h("i", { style: { width: `${Math.round((100 * row.value) / most)}%` } }), h("b", {}, number(row.value))),
       withPlaces ? h("td", { class: "num" }, row.n) : null,
       h("td", { class: "num" }, known(row.id).max ? percent(row.value / known(row.id).max) : "–"),
+      withDirect(withPlaces) ? h("td", { class: "num" }, `${row.direct > 0 ? "+" : ""}${number(row.direct, 2)}`) : null,
       h("td", { class: "num" }, h("button", {
         class: "small", "data-focus": `paint-${withPlaces ? "all" : "at"}-${row.id}`, "aria-pressed": String(String(row.id) === String(view.paint)),
         onclick: () => set({ paint: String(row.id) === String(view.paint) ? "strongest" : row.id }),
@@ -104,7 +108,8 @@ export default function (component) {
         : [h("h2", {}, isText ? ["At ", h("span", { class: "token" }, visible(data.tokens[view.at])), ` (${place(view.at)})`] : `At the ${place(view.at)}`),
            !data.read[view.at]
              ? h("p", { class: "muted" }, "The dictionary was not trained on this position (start of text), so nothing is encoded here.")
-             : [h("p", { class: "muted small" }, `${here.length < data.counts[view.at] ? `${here.length} strongest of ` : ""}${data.counts[view.at]} features${data.error ? `, error (FVU) ${percent(data.error[view.at])}` : ""}`),
+             : [h("p", { class: "muted small" }, `${here.length < data.counts[view.at] ? `${here.length} strongest of ` : ""}${data.counts[view.at]} features${data.error ? `, error (FVU) ${percent(data.error[view.at])}` : ""}`,
+                  data.predicted?.length ? [". Predicted next: ", h("span", { class: "token" }, visible(data.predicted[view.at]))] : null),
                 rows(here.slice(0, 40), "Activation", false)]]);
     const orders = { telling: (each) => each.telling, value: (each) => each.highest, share: (each) => each.highest / (each.max || Infinity) };
     const by = orders[view.order] ?? orders.telling;
