@@ -16,12 +16,11 @@ METRICS = "metrics.json"
 GENERIC = ("run", "index", "eval", "evaluation", "checkpoint", "out")
 """Names of folders that say nothing without the folder above."""
 
-Found = Json
-Get = Callable[[Found], Any]
+Get = Callable[[Json], Any]
 
 
 def _at(*keys: str) -> Get:
-    def get(found: Found) -> Any:
+    def get(found: Json) -> Any:
         value: Any = found
         for key in keys:
             value = value.get(key) if isinstance(value, dict) else None
@@ -35,14 +34,14 @@ def _sae(part: str, key: str) -> Get:
 
 
 def _probe(features: str, k: int | None) -> Get:
-    def get(found: Found) -> Any:
+    def get(found: Json) -> Any:
         results = _at("usefulness", "probing", "results")(found) or []
         return next((each["accuracy"] for each in results if (each["features"], each["k"]) == (features, k)), None)
 
     return get
 
 
-def _bits(found: Found) -> Any:
+def _bits(found: Json) -> Any:
     lengths = _at("usefulness", "description_length")(found) or []
     return next((each["bits"] for each in lengths if (each["code"], each["n_bins"]) == ("sae", 16)), None)
 

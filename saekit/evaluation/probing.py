@@ -153,7 +153,8 @@ def k_sparse_probing(
             f"Probing needs two classes with {MIN_FIT} labelled documents to fit on and {MIN_TEST} held out; "
             f"{len(classes)} of {len(np.unique(fit_labels))} classes have them."
         )
-    results, best = [], {"latent": [0] * len(classes), "accuracy": [0.0] * len(classes)}
+    results: list[ProbeResult] = []
+    best_latents, best_accuracies = [0] * len(classes), [0.0] * len(classes)
     for name, x in fit.items():
         orders = [most_different(x, fit_labels == label, max(ks)) for label in classes]
         for k in (*ks, *([None] if name == "raw" else [])):
@@ -168,7 +169,7 @@ def k_sparse_probing(
             inside = np.array([test_labels == label for label in classes])
             accuracies = _balanced(right, inside, np.ones((1, len(test_labels))))[0]
             if name == "latents" and k == 1:
-                best = {"latent": [int(order[0]) for order in orders], "accuracy": accuracies.tolist()}
+                best_latents, best_accuracies = [int(order[0]) for order in orders], accuracies.tolist()
             results.append(
                 ProbeResult(
                     features=name,
@@ -182,8 +183,8 @@ def k_sparse_probing(
         n_fit=len(fit_labels),
         n_test=len(test_labels),
         classes=tuple(classes),
-        best_latents=tuple(int(latent) for latent in best["latent"]),
-        best_accuracies=tuple(best["accuracy"]),
+        best_latents=tuple(best_latents),
+        best_accuracies=tuple(best_accuracies),
         results=tuple(results),
     )
 
