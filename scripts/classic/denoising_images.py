@@ -102,7 +102,7 @@ def main(demo: Demo) -> None:
 
 def draw(demo: Demo, table: dict[str, dict[str, float]], pictures: list[list[Tensor]]) -> None:
     """Eight test pictures in every state, and the decibels."""
-    figure = plt.figure(figsize=(10, 5.4))
+    figure = plt.figure(figsize=(10, 3.7))
     left, right = figure.subfigures(1, 2, width_ratios=(1.75, 1))
     axes = left.subplots(1, 3)
     labels = ["clean", "corrupted", "PCA", "linear", "denoised"]
@@ -120,7 +120,7 @@ def draw(demo: Demo, table: dict[str, dict[str, float]], pictures: list[list[Ten
         bars = axis.bar([x + 0.2 * i for x in range(len(table))], heights, 0.19, color=colour, label=way)
         axis.bar_label(bars, fmt="%.1f", fontsize=6)
     axis.set_xticks([x + 0.3 for x in range(len(table))], ["Gaussian", "masked", "salt, pepper"])
-    axis.set_ylim(0, 34)
+    axis.set_ylim(0, 30)
     axis.set_title("PSNR, dB")
     axis.legend(fontsize=7, loc="upper left")
     demo.save_figure(figure)

@@ -38,10 +38,10 @@ def scenes(garments: Tensor, n: int, generator: torch.Generator) -> tuple[Tensor
     stripes = torch.sin(2 * math.pi * (x * angle.cos() + y * angle.sin()) / period)
     coarse = torch.randn(n, 1, 5, 5, generator=generator)
     light = interpolate(coarse, size=(SIDE, SIDE), mode="bicubic", align_corners=True)
-    behind = 0.35 + 0.2 * light + uniform(0.0, 0.2) * stripes
-    front = 0.35 + 0.45 * cloth + 0.1 * light
+    behind = 0.35 + 0.15 * light + uniform(0.0, 0.2) * stripes
+    front = 0.4 + 0.5 * cloth + 0.1 * light
     pictures = torch.where(masks > 0, front, behind)
-    return pictures + 0.15 * torch.randn(pictures.shape, generator=generator), masks
+    return pictures + 0.12 * torch.randn(pictures.shape, generator=generator), masks
 
 
 def smooth(pictures: Tensor, sigma: float) -> Tensor:
@@ -66,13 +66,13 @@ def best_threshold(pictures: Tensor, masks: Tensor) -> tuple[float, float]:
 
 def train(garments: Tensor, skips: bool, n_steps: int) -> sk.UNet:
     """A U-Net on new scenes in every step."""
-    model = sk.UNet(sk.UNetConfig(widths=(16, 32, 64), skips=skips))
+    model = sk.UNet(sk.UNetConfig(widths=(12, 24, 48), skips=skips))
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=n_steps)
     generator = torch.Generator().manual_seed(1)
     for _ in range(n_steps):
         optimizer.zero_grad()
-        model.training_loss(*scenes(garments, 16, generator)).backward()
+        model.training_loss(*scenes(garments, 12, generator)).backward()
         optimizer.step()
         schedule.step()
     return model.eval()
@@ -81,7 +81,7 @@ def train(garments: Tensor, skips: bool, n_steps: int) -> sk.UNet:
 def main(demo: Demo) -> None:
     """Train with and without skips, tune the threshold, compare on new scenes."""
     data = fashion_mnist(demo)
-    models = {skips: train(data.train, skips, demo.pick(500, 3)) for skips in (True, False)}
+    models = {skips: train(data.train, skips, demo.pick(450, 3)) for skips in (True, False)}
     pictures, masks = scenes(data.test, demo.pick(1000, 20), torch.Generator().manual_seed(2))
     sigma, level = best_threshold(*scenes(data.train, demo.pick(500, 20), torch.Generator().manual_seed(3)))
     with torch.no_grad():
@@ -108,34 +108,30 @@ def main(demo: Demo) -> None:
 def draw(
     demo: Demo, model: sk.UNet, pictures: Tensor, masks: Tensor, guesses: dict[str, Tensor], scores: dict[str, float]
 ) -> None:
-    """Five scenes with every mask, and the maps inside the network for the first."""
-    figure = plt.figure(figsize=(10, 6.2))
-    above, below = figure.subfigures(2, 1, height_ratios=(1.9, 1))
-    columns = {"picture": pictures, "mask": masks} | {
-        f"{name}\nIoU {scores[name]:.3f}": guess for name, guess in guesses.items()
-    }
-    grid = above.subplots(3, 2 * len(columns))
-    for i, row in enumerate(grid):
-        for half in range(2):
-            for j, (title, images) in enumerate(columns.items()):
-                axis = row[half * len(columns) + j]
-                axis.imshow(images[2 * i + half, 0].clamp(0, 1), vmin=0, vmax=1)
-                axis.set_axis_off()
-                if i == 0:
-                    axis.set_title(title, fontsize=6)
+    """Eight scenes with every mask, and maps inside the network for the first."""
+    figure = plt.figure(figsize=(10, 4.6))
+    left, right = figure.subfigures(1, 2, width_ratios=(2.4, 1))
+    rows = {"picture": pictures, "mask": masks}
+    rows |= {"\n".join((*name.split(), f"{scores[name]:.3f}")): guess for name, guess in guesses.items()}
+    grid = left.subplots(len(rows), 8, gridspec_kw={"hspace": 0.02, "wspace": 0.02})
+    for strip, (name, images) in zip(grid, rows.items(), strict=True):
+        for axis, image in zip(strip, images, strict=False):
+            axis.imshow(image[0].clamp(0, 1), vmin=0, vmax=1, cmap="gray")
+            axis.set_xticks([])
+            axis.set_yticks([])
+            axis.spines[:].set_visible(False)
+        strip[0].set_ylabel(name, fontsize=7)
+    left.suptitle("Masks of garments, and their mean IoU", weight="bold")
     with torch.no_grad():
-        maps = model.maps(pictures[:1])
-    names = [name for name in maps if name != "output"]
-    strips = below.subplots(2, len(names))
-    for column, name in enumerate(names):
-        busiest = maps[name][0].flatten(1).std(1).argsort(descending=True)[:2]
-        for row, channel in enumerate(busiest.tolist()):
-            axis = strips[row][column]
-            axis.imshow(maps[name][0, channel], cmap="magma")
-            axis.set_axis_off()
-            if row == 0:
-                axis.set_title(f"{name}  {maps[name].shape[-1]} px", fontsize=8, color=GREY)
-    below.suptitle("Two maps of every level, for the first picture", fontsize=9)
+        maps = {name: each[0] for name, each in model.maps(pictures[:1]).items() if name != "output"}
+    for strip, (name, channels) in zip(right.subplots(len(maps), 3), maps.items(), strict=True):
+        busiest = channels.flatten(1).std(1).argsort(descending=True)
+        for axis, channel in zip(strip, busiest.tolist(), strict=False):
+            axis.imshow(channels[channel], cmap="magma")
+            axis.set_xticks([])
+            axis.set_yticks([])
+        strip[0].set_ylabel(f"{name}\n{channels.shape[-1]} px", fontsize=8, color=GREY)
+    right.suptitle("Maps inside, first picture", weight="bold")
     demo.save_figure(figure)
 
 

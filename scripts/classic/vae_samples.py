@@ -94,7 +94,7 @@ def main(demo: Demo) -> None:
         "distance of the most copied sample to a training picture", nearest, "> 0.5: no copies", "pixels", nearest > 0.5
     )
     with torch.no_grad():
-        path = vae.interpolate(test[:6], test[6:12], n=9).flatten(0, 1)
+        path = vae.interpolate(test[:8], test[8:16], n=9).flatten(0, 1)
     figure, axes = plt.subplots(1, 3, figsize=(10, 3.7), width_ratios=(1, 1, 1.15))
     for axis, images, columns, title in zip(
         axes,
