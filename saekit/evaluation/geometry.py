@@ -8,7 +8,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from saekit.autoencoders import SparseAutoencoder
-from saekit.index.dictionary import nearest_rows
 
 NEAR_DUPLICATE = 0.95
 
@@ -31,8 +30,7 @@ def decoder_geometry(sae: SparseAutoencoder) -> Geometry:
     """Nearest neighbours, encoder against decoder, and effective rank."""
     W_dec = sae.W_dec.float()
     if len(W_dec) > 1:
-        latents, cosines = nearest_rows(W_dec, 1)
-        nearest, cosine = latents[:, 0].cpu().numpy(), cosines[:, 0].cpu().numpy()
+        nearest, cosine = _nearest_row(W_dec)
     else:
         nearest, cosine = np.full(1, -1, dtype=np.int32), np.full(1, np.nan, dtype=np.float32)
     return Geometry(
@@ -41,6 +39,20 @@ def decoder_geometry(sae: SparseAutoencoder) -> Geometry:
         encoder_decoder_cosine=torch.nn.functional.cosine_similarity(sae.W_enc.float().T, W_dec, dim=1).cpu().numpy(),
         effective_rank=effective_rank(W_dec),
     )
+
+
+def _nearest_row(
+    W_dec: Float[Tensor, "d_sae d_in"],
+) -> tuple[Int[np.ndarray, " d_sae"], Float[np.ndarray, " d_sae"]]:
+    """The other row of the highest cosine, and that cosine; a zero row has cosine 0."""
+    unit = torch.nn.functional.normalize(W_dec, dim=1)
+    found = []
+    for rows in torch.arange(len(unit), device=unit.device).split(max(1, 2**25 // len(unit))):
+        cosine = unit[rows] @ unit.T
+        cosine[rows - rows[0], rows] = -torch.inf
+        found.append(cosine.max(dim=1))
+    cosines = torch.cat([each.values for each in found]).clamp(-1, 1)
+    return torch.cat([each.indices for each in found]).int().cpu().numpy(), cosines.cpu().numpy()
 
 
 def effective_rank(matrix: Float[Tensor, "rows columns"]) -> float:

@@ -101,11 +101,11 @@ class EvaluateConfig:
     """Examples per forward pass."""
     n_tokens: int = 100_000
     """Without a store: about how many activations to make."""
-    n_baseline_tokens: int = 16_384
+    n_baseline_tokens: int = 8_192
     """Rows that baselines and bits are measured on."""
     usefulness: bool = True
     """Also measure latents one by one: probing, monosemanticity, labels, decoder geometry, bits."""
-    n_probe_tokens: int = 32_768
+    n_probe_tokens: int = 24_576
     """Rows to fit probes on (images have a number of their own), and about as many to judge them on."""
     n_probe_images: int = 256
     """Images, other than those measured on, to fit probes on."""
@@ -204,9 +204,9 @@ def evaluate(
     held_out_share: float | None = None,
     n_examples: int = 64,
     batch_size: int = 8,
-    n_baseline_tokens: int = 16_384,
+    n_baseline_tokens: int = 8_192,
     usefulness: bool = True,
-    n_probe_tokens: int = 32_768,
+    n_probe_tokens: int = 24_576,
     n_probe_images: int = 256,
     n_bootstrap: int = 1000,
     seed: int = 0,
