@@ -8,15 +8,17 @@ import numpy as np
 import pytest
 
 import saekit.jobs.evaluate as job
-from saekit.backbones import CausalLM
+from saekit.backbones import CausalLM, load_backbone
 from saekit.errors import CheckpointError, ConfigError, HookPointError, InputError
 from saekit.evaluation.outputs import check_out
 from saekit.evaluation.report import draw, page_of
+from saekit.inputs import SkipLog, read_images
 from saekit.jobs.evaluate import EvaluateConfig, evaluate, run
 from saekit.store import ActivationStore
 from saekit.store.split import held_out
+from tests import tiny
 from tests.indexes import make_tiny_index
-from tests.test_evaluate import lm, make_sae, store  # noqa: F401
+from tests.test_evaluate import identity_sae, images, lm, make_sae, make_store, store  # noqa: F401
 
 POINT = "layers.0"
 
@@ -142,3 +144,30 @@ def test_labels_of_a_file_are_probed_and_the_page_escapes_what_it_quotes(
     short = evaluate(sae, store, usefulness=False, n_bootstrap=10)
     assert short.to_json()["usefulness"] is None
     assert "Probing" not in short.table()
+
+
+def test_a_linear_probe_is_fitted_on_other_images_and_another_model_may_judge_monosemanticity(
+    images: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    vit, judge = (load_backbone(tiny.make(family, tmp_path / family)) for family in ("dinov2", "vit"))
+    examples = list(vit.examples(read_images(images), vit.default_options(), SkipLog()))
+    pictures = make_store(tmp_path / "acts", vit, examples)
+    found = evaluate(
+        identity_sae(pictures),
+        pictures,
+        backbone=vit,
+        inputs=read_images(images),
+        embedder=judge,
+        held_out_share=0.0,
+        n_examples=9,
+        n_bootstrap=20,
+    )
+    facts, sae = found.faithfulness, found.sae.faithfulness
+    # Not those that are measured, and not the 30 % that probes are judged on.
+    assert 0 < facts["n_probe_images"] <= 24 - 9
+    assert sae["linear_probe_accuracy"] == facts["linear_probe_accuracy_clean"] > 0.34
+    assert "probe accuracy" in found.table()
+    assert found.usefulness is not None
+    assert found.usefulness.monosemanticity["embedding"] == f"final representation of {judge.spec}"
+    assert found.usefulness.monosemanticity["latents"]["n"] > 0
