@@ -7,6 +7,7 @@ from test_kernels import assert_same_step, blocks, dead_third, make_batch, make_
 from torch import Tensor
 
 import saekit as sk
+from saekit.autoencoders.initial import geometric_median, start_bias_at_median_, start_from_data_
 from saekit.autoencoders.sparsity.base import Sparsifier, StepState
 from saekit.autoencoders.sparsity.jump_relu import jump
 from saekit.kernels import StepChooser, Weights, active, cpu, reference
@@ -214,13 +215,31 @@ def test_latents_that_start_from_data_point_at_rows():
     sae = sk.SparseAutoencoder(sk.SparseAutoencoderConfig(d_in=D_IN, d_sae=40, sparsity=sk.TopK(k=4)))
     x = 5 + torch.randn(100, D_IN, generator=torch.Generator().manual_seed(4))
     sae.set_input_moments_(x.mean(0), float((x - x.mean(0)).square().sum(1).mean()))
-    sae.start_from_data_(x, blend=0.8)
+    start_from_data_(sae, x, blend=0.8)
     rows = torch.nn.functional.normalize(x - x.mean(0))
     nearest = (sae.W_dec.detach() @ rows.T).max(1)
     assert float(nearest.values.min()) > 0.9
     assert len(nearest.indices.unique()) == 40
     torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(40))
     assert torch.equal(sae.W_enc_T, sae.W_dec)
+
+
+def test_the_geometric_median_has_the_least_sum_of_distances_and_heeds_no_outlier():
+    x = torch.randn(501, D_IN, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    x[0] = 1e6
+    median = geometric_median(x)
+    assert float(median.norm()) < 0.5
+
+    def sum_of_distances(point: Tensor) -> float:
+        return float((x - point).norm(dim=1).sum())
+
+    for i in range(D_IN):
+        step = 1e-3 * torch.eye(D_IN, dtype=torch.float64)[i]
+        assert sum_of_distances(median) < min(sum_of_distances(median + step), sum_of_distances(median - step))
+    sae = sk.SparseAutoencoder(sk.SparseAutoencoderConfig(d_in=D_IN, d_sae=40, sparsity=sk.TopK(k=4)))
+    sae.set_input_moments_(torch.full((D_IN,), 2.0), 3.0)
+    start_bias_at_median_(sae, x.float())
+    torch.testing.assert_close(sae.decode(torch.zeros(1, 40))[0].double().detach(), median, rtol=1e-3, atol=1e-3)
 
 
 def test_step_with_batch_topk_is_the_reference_in_float32_at_full_width():

@@ -34,10 +34,10 @@ def test_latents_do_not_see_a_tokens_size(norm, x):
 
 
 def test_what_each_norm_takes_away(x):
-    normal = autoencoder("layer_norm")._normalize(x)
+    normal = autoencoder("layer_norm").normalize(x)
     assert torch.allclose(normal.mean(1), torch.zeros(len(x)), atol=1e-5)
     assert torch.allclose(normal.std(1), torch.ones(len(x)), atol=1e-4)
-    assert torch.allclose(autoencoder("rms")._normalize(x).norm(dim=1), torch.full((len(x),), math.sqrt(D)))
+    assert torch.allclose(autoencoder("rms").normalize(x).norm(dim=1), torch.full((len(x),), math.sqrt(D)))
 
 
 @pytest.mark.parametrize("norm", NORMS)

@@ -78,6 +78,25 @@ def test_latents_start_from_rows_of_the_store(store: ActivationStore, tmp_path: 
     assert float(cosines.max(0).values.min()) > 0.999
 
 
+def test_the_help_lists_the_recipes(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        load_job("train", ["--help"])
+    text = capsys.readouterr().out
+    assert [name for name in RECIPES if name not in text] == []
+
+
+def test_the_decoder_bias_starts_at_the_geometric_median_of_the_store(store: ActivationStore, tmp_path: Path) -> None:
+    fit = FitConfig(lr=1e-9, progress=False)
+    fields = {"store": store.path, "out": tmp_path / "run", "d_sae": 64, "n_tokens": 128, "batch_size": 64, "fit": fit}
+    run(recipe_config("gao_topk", **fields, held_out_share=0.0))
+    sae = load_autoencoder(tmp_path / "run/checkpoint")
+    assert isinstance(sae, SparseAutoencoder)
+    x = store.rows(0, store.n_rows, "layers.1").double()
+    points = sae.decode(torch.zeros(1, 64))[0].detach(), sae.input_mean
+    distances = [float((x - point).norm(dim=1).sum()) for point in points]
+    assert distances[0] < distances[1]
+
+
 def test_the_page_of_recipes_has_them_all() -> None:
     page = (ROOT / "docs/recipes.md").read_text(encoding="utf-8")
     for recipe in RECIPES.values():

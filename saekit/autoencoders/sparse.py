@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import embedding_bag
 
@@ -164,46 +164,6 @@ class SparseAutoencoder(Autoencoder):
         self.input_mean.copy_(mean)
         self.input_scale.fill_((self.config.d_in / mean_squared_norm) ** 0.5)
 
-    @torch.no_grad()
-    def start_from_data_(self, x: Float[Tensor, "rows d_in"], blend: float = 0.8, seed: int = 0) -> None:
-        """Turn every latent to a row of `x`, raw activations: `blend` of its direction and the rest of the random one.
-
-        Rows are drawn without repeats where there are d_sae of them. Set the input moments first. Fewer latents are
-        dead later on (saev's data-point initialisation).
-        """
-        if not 0 <= blend <= 1:
-            raise ConfigError(f"blend={blend} is not in [0, 1].")
-        generator = torch.Generator().manual_seed(seed)
-        order = torch.randperm(len(x), generator=generator)
-        order = order.repeat(-(-self.config.d_sae // max(1, len(x))))[: self.config.d_sae]
-        rows = self._normalize(x[order.to(x.device)].to(self.W_dec.device)) - self.b_dec
-        directions = rows / rows.norm(dim=1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
-        norms = self.W_dec.norm(dim=1, keepdim=True)
-        mixed = blend * directions + (1 - blend) * self.W_dec / norms
-        self.W_dec.copy_(mixed * norms / mixed.norm(dim=1, keepdim=True))
-        self.W_enc_T.copy_(self.W_dec)
-
-    @torch.no_grad()
-    def resample_latents_(self, dead: Int[Tensor, " n"], x: Float[Tensor, "n d_in"]) -> None:
-        """Start these latents again, each in the direction of a row of `x`, raw activations.
-
-        Decoder rows get the mean norm of the living ones (1 for a unit decoder), encoder rows a fifth of it, biases and
-        parameters of the sparsity their first values (Bricken et al. 2023).
-        """
-        is_alive = ~self.is_dead
-        is_alive[dead] = False
-        rows = self._normalize(x) - self.b_dec
-        directions = rows / rows.norm(dim=1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
-        for weights, share in ((self.W_dec, 1.0), (self.W_enc_T, 0.2)):
-            norms = weights.norm(dim=1)
-            norm = norms[is_alive].mean() if bool(is_alive.any()) else norms.mean()
-            weights[dead] = directions * norm * share
-        self.b_enc[dead] = self.sparsifier.initial_bias
-        which = torch.zeros_like(is_alive)
-        which[dead] = True
-        self.sparsifier.reset_latents_(which)
-        self.tokens_since_fired[dead] = 0
-
     def latent_parameters(self) -> list[nn.Parameter]:
         """The parameters with one row or number for each latent."""
         own = [p for p in self.sparsifier.parameters() if len(p) == self.config.d_sae]
@@ -235,7 +195,7 @@ class SparseAutoencoder(Autoencoder):
         Ordered by row, then by latent. `active_above` is 0 but for KLDivergence, whose latents are never zero.
         """
         parts = [
-            self.sparsifier.active(self._normalize(rows) - self.b_dec, self.weights) for rows in x.split(_ENCODE_ROWS)
+            self.sparsifier.active(self.normalize(rows) - self.b_dec, self.weights) for rows in x.split(_ENCODE_ROWS)
         ]
         if len(parts) == 1:
             return parts[0]
@@ -279,7 +239,7 @@ class SparseAutoencoder(Autoencoder):
         the sparsity's penalties as added (such as `l1`, `kl`, `auxk`), `l0` (active latents per row), `fvu` (of this
         batch, about the input mean) and `dead` (share of latents that are dead).
         """
-        x_n = self._normalize(x)
+        x_n = self.normalize(x)
         self.chooser.watch_dead(self.tokens_since_fired, self.config.dead_after_tokens, len(x))
         scale = self.sparsity_scale
         if self.config.target_l0 is not None:
@@ -353,7 +313,8 @@ class SparseAutoencoder(Autoencoder):
             f"{int(self.n_tokens_seen):,} tokens seen, {float(self.is_dead.float().mean()):.1%} dead)"
         )
 
-    def _normalize(self, x: Tensor) -> Tensor:
+    def normalize(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_in"]:
+        """Raw activations as the losses see them: centred and scaled, after `token_norm` where there is one."""
         if x.shape[-1] != self.config.d_in:
             raise InputError(f"These activations are {x.shape[-1]} wide; this autoencoder takes {self.config.d_in}.")
         x = x.to(self.input_mean.dtype)
@@ -384,4 +345,4 @@ class SparseAutoencoder(Autoencoder):
             )
 
     def _pre_activations(self, x: Tensor) -> Tensor:
-        return torch.addmm(self.b_enc, self._normalize(x) - self.b_dec, self.W_enc)
+        return torch.addmm(self.b_enc, self.normalize(x) - self.b_dec, self.W_enc)

@@ -9,9 +9,10 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 import tyro
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 
 from saekit.autoencoders import SparseAutoencoder, SparseAutoencoderConfig, TopK
+from saekit.autoencoders.initial import start_bias_at_median_, start_from_data_
 from saekit.autoencoders.sparsity import Sparsity
 from saekit.backbones.base import resolve_device
 from saekit.errors import ConfigError
@@ -22,11 +23,13 @@ from saekit.store.split import held_out
 from saekit.training import FitConfig, FitResult, fit
 from saekit.training.health import Health, measure_health
 from saekit.training.memory import refuse_wide_dictionary
-from saekit.training.recipes import RecipeName, get_recipe
+from saekit.training.recipes import RecipeName, StartBias, get_recipe
 from saekit.training.sweep import label_of, pareto_front, parse_axes, sweep_configs, write_pareto
 
 HELD_OUT_ROWS = 16_384
 """Rows that the printed numbers are taken over: whole held-out documents, this many rows or a few more."""
+MEDIAN_ROWS = 32_768
+"""Rows that a geometric median is taken over."""
 MIN_STEPS = 500
 """A recipe whose batches make fewer steps than this says so."""
 
@@ -85,6 +88,8 @@ class TrainConfig:
     """Steer the weight of the sparsity penalty until this many latents per row are active."""
     start_from_data: float = 0.0
     """Share of a row of the store in each initial latent, the rest being random; saev uses 0.8."""
+    start_bias: StartBias = "mean"
+    """b_dec starts at the mean of the activations or at their geometric median."""
     dead_after_tokens: int | None = None
     """A latent silent for this many tokens counts as dead (default: a tenth of the run, at most 10 million)."""
     seed: int = 0
@@ -155,6 +160,7 @@ def run(config: TrainConfig) -> Path:
         seed=config.seed,
         config=config.fit,
         start_from_data=config.start_from_data,
+        start_bias=config.start_bias,
     )
     if result.was_finished:
         print(f"{config.out} was finished already; nothing was trained.")
@@ -202,6 +208,7 @@ def defaults_of(config: TrainConfig) -> TrainConfig | None:
         dead_after_tokens=settings.autoencoder.dead_after_tokens,
         batch_size=settings.batch_size,
         start_from_data=settings.start_from_data,
+        start_bias=settings.start_bias,
         fit=settings.fit,
         has_recipe=True,
     )
@@ -219,11 +226,12 @@ def train(
     seed: int = 0,
     config: FitConfig | None = None,
     start_from_data: float = 0.0,
+    start_bias: StartBias = "mean",
 ) -> FitResult:
     """Set the input moments of `sae` to the store's, and fit it, where it is, to the store's shuffled rows.
 
     Several autoencoders are trained side by side, on the same batches. With `start_from_data` their latents begin
-    turned to rows (`SparseAutoencoder.start_from_data_`).
+    turned to rows (`start_from_data_`); `start_bias` is where b_dec begins.
 
     The moments are those of all rows, held-out ones included; nothing else is learnt from these. By default every
     other row is used once. The checkpoint in `out` remembers backbone, hook point, store and `held_out_share`.
@@ -243,11 +251,10 @@ def train(
     mean, mean_squared_norm = store.moments(point)
     for each in saes:
         each.set_input_moments_(torch.as_tensor(mean, dtype=torch.float32).to(each.input_mean), mean_squared_norm)
+        if start_bias == "median":
+            start_bias_at_median_(each, random_rows(store, point, ~is_out, MEDIAN_ROWS, seed))
         if start_from_data > 0:
-            trained = np.flatnonzero(~is_out)
-            chosen = np.random.default_rng(seed).choice(trained, min(len(trained), each.config.d_sae), replace=False)
-            rows = torch.cat([store.rows(i, i + 1, point) for i in np.sort(chosen).tolist()])
-            each.start_from_data_(rows, start_from_data, seed)
+            start_from_data_(each, random_rows(store, point, ~is_out, each.config.d_sae, seed), start_from_data, seed)
     provenance = {
         **store.provenance(point),
         # Recorded as it came out: a store of few documents may hold none out, and `evaluate` then uses them all.
@@ -263,6 +270,15 @@ def train(
         rows=np.flatnonzero(~is_out) if is_out.any() else None,
     ) as batches:
         return fit(saes, batches, config, out=out, provenance=provenance)
+
+
+def random_rows(
+    store: ActivationStore, hook_point: str, among: Bool[np.ndarray, " n_rows"], n: int, seed: int
+) -> Float[torch.Tensor, "rows d_in"]:
+    """`n` rows, or all if there are fewer, drawn without repeats, in the store's order."""
+    pool = np.flatnonzero(among)
+    chosen = np.random.default_rng(seed).choice(pool, min(len(pool), n), replace=False)
+    return torch.cat([store.rows(i, i + 1, hook_point) for i in np.sort(chosen).tolist()]).float()
 
 
 def held_out_rows(store: ActivationStore, share: float) -> Bool[np.ndarray, " n_rows"]:

@@ -19,6 +19,8 @@ class FitConfig:
     for TopK; 1e-3 for autoencoders that are not sparse."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Adam's decay rates of the first and second moment."""
+    adam_eps: float = 1e-8
+    """Added to the root of Adam's second moment."""
     lr_warmup_fraction: float = 0.05
     """The learning rate rises linearly from 0 over this share of the run."""
     lr_decay_fraction: float = 0.2
@@ -53,6 +55,7 @@ class FitConfig:
         rules = [(name, "a share in 0..1", 0 <= getattr(self, name) <= 1) for name in shares]
         rules += [
             ("lr", "above 0, or 'auto'", self.lr == "auto" or self.lr > 0),
+            ("adam_eps", "above 0", self.adam_eps > 0),
             ("clip_grad_norm", "0 or more", self.clip_grad_norm >= 0),
             ("precision", "one of " + ", ".join(PRECISIONS), self.precision in PRECISIONS),
             ("resample_at", "shares in 0..1", all(0 < share < 1 for share in self.resample_at)),

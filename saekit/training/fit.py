@@ -101,7 +101,9 @@ class _Run:
             sparsity_warmup_fraction=config.sparsity_warmup_fraction,
         )
         self.lrs = [resolve_lr(config.lr, model) for model in models]
-        self.optimizers = [make_optimizer(m, lr, config.betas) for m, lr in zip(models, self.lrs, strict=True)]
+        self.optimizers = [
+            make_optimizer(m, lr, config.betas, config.adam_eps) for m, lr in zip(models, self.lrs, strict=True)
+        ]
         self.windows = [WindowMeter(self.d_in, self.device) for _ in models]
         self.finals = [WindowMeter(self.d_in, self.device) for _ in models]
         self.densities = [DensityMeter(m) if isinstance(m, SparseAutoencoder) else None for m in models]

@@ -55,13 +55,13 @@ def resolve_lr(lr: float | Literal["auto"], model: Autoencoder) -> float:
     return 2e-4 / math.sqrt(model.config.d_sae / 2**14)
 
 
-def make_optimizer(model: Autoencoder, lr: float, betas: tuple[float, float]) -> torch.optim.Adam:
+def make_optimizer(model: Autoencoder, lr: float, betas: tuple[float, float], eps: float = 1e-8) -> torch.optim.Adam:
     """Adam over the parameters of `model`, in its fused form where the device has one (CUDA and CPU do)."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not parameters:
         raise ConfigError(f"{type(model).__name__} has no parameter that requires a gradient; there is nothing to fit.")
     fused = all(p.device.type in ("cuda", "cpu") and p.is_floating_point() for p in parameters)
-    return torch.optim.Adam(parameters, lr=lr, betas=betas, fused=fused)
+    return torch.optim.Adam(parameters, lr=lr, betas=betas, eps=eps, fused=fused)
 
 
 def take_step(model: Autoencoder, optimizer: torch.optim.Optimizer, lr: float, clip_grad_norm: float) -> None:

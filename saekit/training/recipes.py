@@ -15,6 +15,8 @@ from saekit.errors import ConfigError, closest
 from saekit.training.config import FitConfig
 from saekit.training.scaling import LossScale, convert_weight
 
+StartBias = Literal["mean", "median"]
+"""The mean of the activations, or their geometric median."""
 RecipeName = Literal[
     "anthropic_april",
     "towards_monosemanticity",
@@ -36,7 +38,9 @@ class RecipeSettings:
     fit: FitConfig
     batch_size: int
     start_from_data: float
-    """Share of a row's direction in each initial latent (`SparseAutoencoder.start_from_data_`); 0 starts at random."""
+    """Share of a row's direction in each initial latent (`start_from_data_`); 0 starts at random."""
+    start_bias: StartBias
+    """Where b_dec starts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +65,7 @@ class Recipe:
     dead_after_share: float = 0.1
     """Share of the run without firing after which a latent is dead."""
     start_from_data: float = 0.0
+    start_bias: StartBias = "mean"
     is_raw: bool = False
     """Its weight is for activations as they are, so `mean_squared_norm` is needed."""
 
@@ -85,6 +90,7 @@ class Recipe:
             fit=self.fit,
             batch_size=self.batch_size,
             start_from_data=self.start_from_data,
+            start_bias=self.start_bias,
         )
 
 
@@ -124,12 +130,12 @@ _ALL = (
         source="Bricken et al. 2023, Towards Monosemanticity (Transformer Circuits)",
         summary="L1 with a unit decoder, dead latents resampled four times in the first half",
         differs="the weight (0.1 at E||x||^2 = 1), lr and warm-ups are those of dictionary_learning's standard "
-        "trainer, for the paper's are for raw MLP activations; inputs are centred on their mean, b_dec starts"
-        " there and not at the geometric median",
+        "trainer, for the paper's are for raw MLP activations; inputs are centred on their mean",
         n_tokens=1_638_400_000,
         batch_size=8192,
         sparsity=_l1(0.1, LossScale(inputs="unit")),
         dead_after_share=12_500 / 200_000,
+        start_bias="median",
         fit=FitConfig(
             lr=1e-3,
             lr_warmup_fraction=1000 / 200_000,
@@ -157,14 +163,19 @@ _ALL = (
         name="gao_topk",
         source="Gao et al. 2024 (arXiv:2406.04093)",
         summary="TopK with AuxK, lr by the width of the dictionary",
-        differs="each input is scaled by the mean norm of all, not by its own; b_dec starts at the mean and not at "
-        "the geometric median; Adam's eps is 1e-8; no average of the weights over time; a latent is dead "
-        "after a tenth of the run (published: 10 million tokens)",
+        differs="each input is scaled by the mean norm of all, not by its own; no average of the weights over "
+        "time; a latent is dead after a tenth of the run (published: 10 million tokens)",
         n_tokens=8_000_000_000,
         batch_size=131_072,
+        start_bias="median",
         sparsity=lambda d_in, raw: TopK(k=32, auxk=1 / 32, k_aux=max(1, d_in // 2)),
         fit=FitConfig(
-            lr="auto", lr_warmup_fraction=0.0, lr_decay_fraction=0.0, sparsity_warmup_fraction=0.0, clip_grad_norm=1.0
+            lr="auto",
+            lr_warmup_fraction=0.0,
+            lr_decay_fraction=0.0,
+            sparsity_warmup_fraction=0.0,
+            clip_grad_norm=1.0,
+            adam_eps=6.25e-10,
         ),
     ),
     Recipe(

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from saekit.autoencoders.initial import resample_latents_
 from saekit.autoencoders.sparse import SparseAutoencoder
 
 MOST_ROWS = 8192
@@ -81,7 +82,7 @@ class DeadResampler:
         dead = model.is_dead.nonzero().view(-1)[: int(self._keys.isfinite().sum())]
         if len(dead) == 0:
             return 0
-        model.resample_latents_(dead, self._rows[: len(dead)])
+        resample_latents_(model, dead, self._rows[: len(dead)])
         which = torch.zeros(model.config.d_sae, dtype=torch.bool, device=dead.device)
         which[dead] = True
         forget_latents_(model, optimizer, which)

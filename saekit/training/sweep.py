@@ -70,7 +70,7 @@ def sweep_configs(
         for name, value in own.items():
             if value != int(value):
                 raise ConfigError(f"A sweep over {name} takes whole numbers, got {value}.")
-        changed = {
+        changed: dict[str, Any] = {
             name: float(value) if isinstance(getattr(sparsity, name), float) else value
             for name, value in point.items()
             if name in fields
