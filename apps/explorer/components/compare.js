@@ -82,6 +82,12 @@ export default function (component) {
       return s("text", { x: x + (atRight ? -away : away), y, "text-anchor": atRight ? "end" : "start", class: cls }, p.name);
     };
     const say = (p) => `${p.name}\n${X.title} ${shown(X, p.x)}\n${Y.title} ${shown(Y, p.y)}${p.interval ? `\n95% ${shown(Y, p.interval[0])} to ${shown(Y, p.interval[1])}` : ""}`;
+    // Their names are placed first: those of baselines give way.
+    const drawn = points.map((p) => s("g", { tabindex: 0, role: "img", "aria-label": say(p).replaceAll("\n", ", "), "data-tip": say(p), "data-focus": `point-${p.i}` },
+      p.interval ? s("line", { class: "interval", stroke: colour(p.i), x1: sx.position(p.x), x2: sx.position(p.x), y1: sy.position(p.interval[0]), y2: sy.position(p.interval[1]) }) : null,
+      mark(p.i, sx.position(p.x), sy.position(p.y)), label(p, "name", 11, 8)));
+    const beside = others.map((p) => s("g", { class: "other", "data-tip": say(p) },
+      s("circle", { cx: sx.position(p.x), cy: sy.position(p.y), r: 4 }), label(p, null, 8, -4)));
     const better = Y.better > 0 ? "higher is better" : "lower is better";
     return s("svg", { viewBox: `0 0 ${width} ${height}`, role: "group", class: "pareto",
       "aria-label": `${Y.title} against ${X.title} of ${points.length} dictionaries; on the front: ${front.map((p) => p.name).join(", ")}. The table below has the numbers.` },
@@ -92,25 +98,16 @@ export default function (component) {
       s("text", { x: (left + width - right) / 2, y: height - 8, "text-anchor": "middle", class: "title" }, `${X.title} (${X.help})`),
       s("text", { x: 0, y: 0, transform: `translate(13 ${(height - bottom) / 2}) rotate(-90)`, "text-anchor": "middle", class: "title" }, `${Y.title}, ${better}`),
       front.length > 1 ? s("polyline", { class: "front", points: front.map(place).join(" ") }) : null,
-      others.map((p) => {
-        const group = s("g", { class: "other", "data-tip": say(p) },
-          s("circle", { cx: sx.position(p.x), cy: sy.position(p.y), r: 4 }),
-          label(p, null, 8, -4));
-        return group;
-      }),
-      points.map((p) => s("g", { tabindex: 0, role: "img", "aria-label": say(p).replaceAll("\n", ", "), "data-tip": say(p), "data-focus": `point-${p.i}` },
-        p.interval ? s("line", { class: "interval", stroke: colour(p.i), x1: sx.position(p.x), x2: sx.position(p.x), y1: sy.position(p.interval[0]), y2: sy.position(p.interval[1]) }) : null,
-        mark(p.i, sx.position(p.x), sy.position(p.y)), label(p, "name", 11, 8))));
+      beside, drawn);
   }
 
   function densities() {
     const drawn = data.entries.map((entry, i) => ({ i, entry })).filter(({ entry }) => entry.density && entry.density.counts.some((n) => n));
     if (!drawn.length) return null;
     const width = 660, height = 210, left = 58, right = 16, top = 10, bottom = 40;
-    const edges = drawn[0].entry.density.log10_edges;
-    const first = Math.max(0, Math.min(...drawn.map(({ entry }) => entry.density.counts.findIndex((n) => n))) - 1);
-    const lo = edges[first], x = (v) => left + ((v - lo) / (0 - lo)) * (width - left - right);
-    const shares = drawn.map(({ i, entry }) => ({ i, name: entry.name, shares: entry.density.counts.map((n) => n / (entry.values.d_sae || 1)) }));
+    const lo = Math.min(...drawn.map(({ entry }) => entry.density.log10_edges[Math.max(0, entry.density.counts.findIndex((n) => n) - 1)]));
+    const x = (v) => left + ((v - lo) / (0 - lo)) * (width - left - right);
+    const shares = drawn.map(({ i, entry }) => ({ i, name: entry.name, edges: entry.density.log10_edges, shares: entry.density.counts.map((n) => n / (entry.values.d_sae || 1)) }));
     const most = Math.max(...shares.flatMap((each) => each.shares), 1e-9);
     const y = (v) => height - bottom - (v / most) * (height - top - bottom);
     const powers = []; for (let p = Math.ceil(lo); p <= 0; p++) powers.push(p);
@@ -120,13 +117,13 @@ export default function (component) {
       [0.5, 1].map((part) => s("text", { x: left - 7, y: y(part * most) + 4, "text-anchor": "end" }, percent(part * most))),
       s("text", { x: (left + width - right) / 2, y: height - 6, "text-anchor": "middle", class: "title" }, "share of tokens on which a latent fires"),
       shares.map((each) => s("polyline", { class: "density", stroke: colour(each.i), "data-tip": each.name,
-        points: each.shares.flatMap((share, j) => (j < first ? [] : [[edges[j], share], [edges[j + 1], share]])).map(([e, v]) => `${x(e)},${y(v)}`).join(" ") })));
+        points: each.shares.flatMap((share, j) => (each.edges[j] < lo ? [] : [[each.edges[j], share], [each.edges[j + 1], share]])).map(([e, v]) => `${x(e)},${y(v)}`).join(" ") })));
   }
 
   function table() {
     const groups = [...new Set(data.measures.map((each) => each.group))];
     const key = (i) => s("svg", { viewBox: "0 0 16 16", class: "key", "aria-hidden": "true" }, mark(i, 8, 8, 5));
-    return h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "All measures" }, h("table", {},
+    return h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "All measures" }, h("table", { style: { maxWidth: `${18 + 15 * data.entries.length}rem` } },
       h("caption", { class: "visually-hidden" }, "Measures of each dictionary; the best of a row is bold"),
       h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Measure"), data.entries.map((entry, i) => h("th", { scope: "col", class: "num", title: entry.path },
         h("span", { class: "entry" }, key(i), entry.name), h("span", { class: "about" }, entry.about), entry.mine ? h("span", { class: "chip" }, "this index") : null)))),
