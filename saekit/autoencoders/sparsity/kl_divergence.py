@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
@@ -81,6 +81,11 @@ class KLDivergenceSparsifier(Sparsifier):
         n_fired = (latents.detach() > self.active_above).sum(0)
         step = Step(reconstruction, divergence, x_hat.detach(), latents.detach(), n_fired)
         return step, {"kl": self.spec.weight * state.sparsity_scale * divergence}
+
+    @torch.no_grad()
+    def reset_latents_(self, which: Bool[Tensor, " d_sae"]) -> None:
+        self.log_rho_hat.masked_fill_(which, math.log(self.spec.rho))
+        self.log_one_minus_rho_hat.masked_fill_(which, math.log(1 - self.spec.rho))
 
     def divergence(self, pre_acts: Float[Tensor, "batch d_sae"]) -> Float[Tensor, ""]:
         """KL summed over latents, at the running rho_hat, which it updates.
