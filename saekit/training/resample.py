@@ -14,6 +14,7 @@ from torch import Tensor
 
 from saekit.autoencoders.initial import resample_latents_
 from saekit.autoencoders.sparse import SparseAutoencoder
+from saekit.metrics import accumulator_dtype
 
 MOST_ROWS = 8192
 """Rows that are kept as candidates; at most so many latents are resampled at a time."""
@@ -34,7 +35,7 @@ class DeadResampler:
         self._window = window
         n_rows, like = min(model.config.d_sae, MOST_ROWS), model.W_dec
         self._rows = torch.zeros(n_rows, model.config.d_in, dtype=like.dtype, device=like.device)
-        self._keys = torch.full((n_rows,), -torch.inf, dtype=torch.float64)
+        self._keys = torch.full((n_rows,), -torch.inf, dtype=accumulator_dtype(like.device), device=like.device)
 
     @torch.no_grad()
     def after_step_(
@@ -69,12 +70,13 @@ class DeadResampler:
             self._keys.copy_(tensors[f"{prefix}.keys"])
 
     def _collect(self, n_seen: int, x: Tensor, x_hat: Tensor) -> None:
-        losses = (x - x_hat).square().sum(1).double().cpu()
-        generator = torch.Generator().manual_seed(n_seen)
-        uniform = torch.rand(len(x), generator=generator, dtype=torch.float64)
-        keys = torch.cat([self._keys, uniform.log() / losses.square().clamp_min(torch.finfo(losses.dtype).tiny)])
+        losses = (x - x_hat).square().sum(1).to(self._keys)
+        # Drawn on the CPU, so that the same rows are drawn on every device; the copy waits for nothing.
+        uniform = torch.rand(len(x), generator=torch.Generator().manual_seed(n_seen), dtype=self._keys.dtype)
+        logs = uniform.log().to(losses.device, non_blocking=True)
+        keys = torch.cat([self._keys, logs / losses.square().clamp_min(torch.finfo(losses.dtype).tiny)])
         kept = keys.topk(len(self._keys)).indices
-        self._rows = torch.cat([self._rows, x.to(self._rows)])[kept.to(x.device)]
+        self._rows = torch.cat([self._rows, x.to(self._rows)])[kept]
         self._keys = keys[kept]
 
     def _resample_(self, optimizer: torch.optim.Optimizer) -> int:
