@@ -14,7 +14,7 @@ from vae_samples import Binarised
 
 import saekit as sk
 
-SIDE = 16
+SIDE = 12
 
 
 def main(demo: Demo) -> None:
@@ -50,13 +50,13 @@ def main(demo: Demo) -> None:
     grid = torch.stack(torch.meshgrid(quantiles, quantiles.flip(0), indexing="xy"), -1).reshape(-1, 2)
     with torch.no_grad():
         manifold = vae.decode(grid)
-    figure, (pictures, places) = plt.subplots(1, 2, figsize=(10, 4.8))
+    figure, (pictures, places) = plt.subplots(1, 2, figsize=(9, 4.2))
     pictures.imshow(tile(manifold, SIDE, gap=0), vmin=0, vmax=1)
     pictures.set_title("Decoded quantiles of the prior")
     pictures.set_axis_off()
-    shown = codes[:4000]
+    shown = codes[:2500]
     for label, name in enumerate(data.names):
-        mine = shown[data.test_labels[:4000] == label]
+        mine = shown[data.test_labels[:2500] == label]
         places.scatter(*mine.T, s=4, color=plt.get_cmap("tab10")(label), label=name, linewidths=0)
     places.legend(markerscale=3, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     places.set_title(f"Codes of test pictures: {accuracy:.0%} by neighbours, PCA {by_pca:.0%}")
