@@ -19,7 +19,7 @@ from saekit.evaluation.latents import DensityHistogram, active_latents
 from saekit.evaluation.pairs import feature_pairs, overlaps
 from saekit.evaluation.pooled import pool
 from saekit.evaluation.probing import auc, fit_logistic, k_sparse_probing, linear_probe, most_different
-from saekit.evaluation.rows import Labels, probe_split, read_labels, store_labels
+from saekit.evaluation.rows import Labels, first_of_each_document, probe_split, read_labels, store_labels
 from saekit.kernels import SparseLatents
 from saekit.metrics import fvu
 from saekit.store import ActivationStore
@@ -304,6 +304,14 @@ def test_probes_are_judged_on_other_documents_than_they_are_fitted_on(store: Act
         everything[:5].tolist(),
     ]
     assert Labels(names=[], of_document=np.full(99, -1)).of_examples(store, fit).tolist() == [-1] * len(fit)
+
+
+def test_the_first_window_of_each_document_stands_for_it(store: ActivationStore) -> None:
+    document_of = np.asarray(store.examples.document_of)
+    chosen = first_of_each_document(store, np.arange(4, 30))
+    assert sorted(set(document_of[4:30])) == sorted(document_of[chosen])
+    assert all(i == np.flatnonzero(document_of[4:] == document_of[i])[0] + 4 for i in chosen)
+    assert len(chosen) < 26
 
 
 def test_any_autoencoders_active_latents_are_the_nonzero_ones() -> None:

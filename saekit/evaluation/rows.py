@@ -108,6 +108,12 @@ def probe_split(store: ActivationStore, evaluated: Examples, seen: Examples) -> 
     return evaluated[~is_test[evaluated]], evaluated[is_test[evaluated]]
 
 
+def first_of_each_document(store: ActivationStore, examples: Examples) -> Examples:
+    """Of `examples` (ascending) the first of every document: more documents for the same number of rows."""
+    _, first = np.unique(np.asarray(store.examples.document_of)[examples], return_index=True)
+    return examples[np.sort(first)]
+
+
 def random_examples(examples: Examples, n: int, seed: int) -> Examples:
     """At most `n` of `examples`, drawn without replacement, ascending."""
     drawn = np.random.default_rng(seed).permutation(examples)[:n]

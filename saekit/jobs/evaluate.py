@@ -36,6 +36,7 @@ from saekit.evaluation.pooled import pool
 from saekit.evaluation.result import SAE, Number
 from saekit.evaluation.rows import (
     Labels,
+    first_of_each_document,
     mean_and_covariance,
     probe_split,
     random_documents,
@@ -106,7 +107,8 @@ class EvaluateConfig:
     usefulness: bool = True
     """Also measure latents one by one: probing, monosemanticity, labels, decoder geometry, bits."""
     n_probe_tokens: int = 24_576
-    """Rows to fit probes on (images have a number of their own), and about as many to judge them on."""
+    """Rows to fit probes on (images have a number of their own) and to judge them on, of each document its first
+    window."""
     n_probe_images: int = 256
     """Images, other than those measured on, to fit probes on."""
     embedder: str | None = None
@@ -216,8 +218,9 @@ def evaluate(
 
     Rows are those of documents that training held out (`held_out_share`, by default what the checkpoint remembers; 0
     means all rows, which training saw). Reconstruction is measured on all of them in one encode pass, baselines on
-    whole documents of at least `n_baseline_tokens` rows, faithfulness on `n_examples` examples, probes on documents of
-    at most `n_probe_tokens` rows (fitted on documents that were not held out, judged on those that were). `inputs` are
+    whole documents of at least `n_baseline_tokens` rows, faithfulness on `n_examples` examples, probes on the first
+    windows of as many documents as have `n_probe_tokens` rows (fitted on documents that were not held out, judged on
+    those that were). `inputs` are
     the images of an image store, which is not able to give them back. `sae` and `backbone` must be on one device.
 
     Raises `CheckpointError` when autoencoder and store do not belong together, `ConfigError` when the backbone does not
@@ -267,7 +270,7 @@ def evaluate(
     }
 
     chosen = random_examples(evaluated, n_examples, seed)
-    to_fit, to_test = probe_split(store, evaluated, seen)
+    to_fit, to_test = (first_of_each_document(store, part) for part in probe_split(store, evaluated, seen))
     to_test = random_documents(store, to_test, n_probe_tokens, seed) if len(to_test) else to_test
     pictures = None
     if backbone is not None and backbone.kind == "image" and inputs is not None:
