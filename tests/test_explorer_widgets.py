@@ -292,13 +292,22 @@ def test_a_taken_port_is_named_with_the_next_one(tmp_path: Path) -> None:
 def test_stopping_the_job_stops_the_server(tmp_path: Path, stop: signal.Signals) -> None:
     index = make_tiny_index(tmp_path / "index")
     command = [sys.executable, "-m", "saekit", "explore", str(index.path), "--port", "0", "--no-open-browser"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
-        assert process.stdout is not None
-        url = next(line for line in process.stdout if "Explorer: " in line).split()[1]
-        assert url.startswith("http://localhost:")
-        with urllib.request.urlopen(f"{url}/_stcore/health") as answer:
-            assert answer.status == 200
-        process.send_signal(stop)
-        assert process.wait(timeout=60) == 0
+    # What runs the tests in the background may ignore SIGINT, and a child inherits that.
+    heard = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    finally:
+        signal.signal(signal.SIGINT, heard)
+    with process:
+        try:
+            assert process.stdout is not None
+            url = next(line for line in process.stdout if "Explorer: " in line).split()[1]
+            assert url.startswith("http://localhost:")
+            with urllib.request.urlopen(f"{url}/_stcore/health") as answer:
+                assert answer.status == 200
+            process.send_signal(stop)
+            assert process.wait(timeout=60) == 0
+        finally:
+            process.kill()
     with pytest.raises(urllib.error.URLError):
         urllib.request.urlopen(f"{url}/_stcore/health", timeout=5)
