@@ -106,6 +106,7 @@ def test_recipes_are_those_that_were_published():
     scope = get_recipe("gemma_scope_jumprelu").settings(768, 24576, 10**6)
     assert scope.autoencoder.sparsity.weight == pytest.approx(5e-4 * 768)
     assert scope.autoencoder.sparsity.bandwidth == pytest.approx(0.001 * 768**0.5)
+    assert scope.autoencoder.sparsity.threshold_lr == pytest.approx(768**0.5)
     assert scope.fit.betas == (0.0, 0.999)
     assert get_recipe("saev_clip").settings(768, 24576, 10**6).autoencoder.sparsity.l1 == pytest.approx(0.6144)
     raw = get_recipe("cunningham_l1")
@@ -218,6 +219,17 @@ def test_health_of_what_is_well_has_no_warnings():
     assert well.warnings == []
     assert "Look" not in str(well)
     assert dataclasses.replace(well, fvu=float("nan")).warnings == ["FVU is nan: worse than the mean activation."]
+
+
+def test_thresholds_are_trained_at_a_rate_of_their_own():
+    x = rows(64)
+    for threshold_lr in (1.0, 10.0):
+        sae = make(sk.JumpRelu(threshold=0.5, bandwidth=2.0, threshold_lr=threshold_lr), x=x)
+        before = sae.b_enc.detach().clone()
+        fit([sae], [x], FitConfig(lr=1e-3, lr_warmup_fraction=0.0, lr_decay_fraction=0.0, progress=False))
+        moved = (sae.sparsifier.threshold.detach() - 0.5).abs().median()
+        assert float(moved) == pytest.approx(1e-3 * threshold_lr, rel=1e-2)
+        assert float((sae.b_enc.detach() - before).abs().median()) == pytest.approx(1e-3, rel=1e-2)
 
 
 def test_forgetting_no_latent_changes_nothing():

@@ -60,8 +60,16 @@ def make_optimizer(model: Autoencoder, lr: float, betas: tuple[float, float], ep
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not parameters:
         raise ConfigError(f"{type(model).__name__} has no parameter that requires a gradient; there is nothing to fit.")
+    scales: dict[int, float] = {}
+    if isinstance(model, SparseAutoencoder):
+        own = dict(model.sparsifier.named_parameters())
+        scales = {id(own[name]): scale for name, scale in model.sparsifier.lr_scales().items()}
+    groups = [
+        {"params": [p for p in parameters if scales.get(id(p), 1.0) == scale], "lr": lr * scale, "lr_scale": scale}
+        for scale in sorted({1.0, *scales.values()}, key=lambda scale: scale != 1)
+    ]
     fused = all(p.device.type in ("cuda", "cpu") and p.is_floating_point() for p in parameters)
-    return torch.optim.Adam(parameters, lr=lr, betas=betas, eps=eps, fused=fused)
+    return torch.optim.Adam(groups, lr=lr, betas=betas, eps=eps, fused=fused)
 
 
 def take_step(model: Autoencoder, optimizer: torch.optim.Optimizer, lr: float, clip_grad_norm: float) -> None:
@@ -70,7 +78,7 @@ def take_step(model: Autoencoder, optimizer: torch.optim.Optimizer, lr: float, c
     Projection comes before clipping, so that the part of the gradient which is thrown away does not shrink the rest.
     """
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("lr_scale", 1.0)
     if (
         isinstance(model, SparseAutoencoder)
         and isinstance(optimizer, torch.optim.Adam)

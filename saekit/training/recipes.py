@@ -106,10 +106,11 @@ def _l1(weight: float, given: LossScale) -> Callable[[int, float | None], Sparsi
 
 
 def _gemma_scope(d_in: int, raw: float | None) -> Sparsity:
-    # Published for inputs of mean squared norm 1; thresholds are activations, so they scale as the inputs do.
+    # Published for inputs of mean squared norm 1; thresholds are activations, so they, and the steps that Adam moves
+    # them by, scale as the inputs do.
     size = math.sqrt(d_in)
     weight = convert_weight(5e-4, d_in, penalty="l0", given=LossScale(inputs="unit"))
-    return JumpRelu(weight=weight, threshold=0.001 * size, bandwidth=0.001 * size)
+    return JumpRelu(weight=weight, threshold=0.001 * size, bandwidth=0.001 * size, threshold_lr=size)
 
 
 _ALL = (
@@ -203,7 +204,8 @@ _ALL = (
         summary="JumpReLU with an L0 penalty",
         differs="thresholds are trained as they are and not by their logarithm; lr warms up linearly from 0 and not "
         "by a cosine from a tenth; the encoder starts as the decoder's transpose; inputs are centred on their"
-        " mean; of the released weights (1e-4 to 4e-3) the one of L0 about 65 is taken, 5e-4 at E||x||^2 = 1",
+        " mean, and biases in larger units move more slowly; of the released weights (1e-4 to 4e-3) the one "
+        "of L0 about 65 is taken, 5e-4 at E||x||^2 = 1",
         n_tokens=4_000_000_000,
         batch_size=4096,
         sparsity=_gemma_scope,

@@ -57,6 +57,10 @@ class Sparsifier(nn.Module, ABC):
     def set_progress_(self, share: float) -> None:
         """Empty hook, called before each training step with the share of the run that is over, in 0..1."""
 
+    def lr_scales(self) -> dict[str, float]:
+        """Learning rates of parameters, by name, as multiples of the others'; none by default."""
+        return {}
+
     def project_(self) -> None:
         """Empty hook, called after each optimizer step."""
 

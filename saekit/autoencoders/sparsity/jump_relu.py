@@ -33,6 +33,9 @@ class JumpRelu:
     """Where every threshold starts."""
     bandwidth: float = 0.1
     """Width of the rectangle around a threshold within which pre-activations give it a gradient."""
+    threshold_lr: float = 10.0
+    """Learning rate of the thresholds over that of the weights. They are activations, of size sqrt(d_in / L0), and Adam
+    moves every parameter by the same amount: at 1 they need tens of thousands of steps to get there."""
     target: float | None = None
     """L0 that the quadratic penalty aims at."""
     tanh_scale: float = 4.0
@@ -55,6 +58,7 @@ class JumpRelu:
                 ("loss", self.loss in LOSSES, "one of " + ", ".join(LOSSES)),
                 ("threshold", is_weight(self.threshold), WEIGHT),
                 ("bandwidth", math.isfinite(self.bandwidth) and self.bandwidth > 0, "above 0"),
+                ("threshold_lr", math.isfinite(self.threshold_lr) and self.threshold_lr > 0, "above 0"),
                 ("target", (self.target is not None) == is_quadratic, "there for the quadratic loss, and for no other"),
                 ("target", self.target is None or self.target > 0, "above 0"),
                 ("tanh_scale", self.tanh_scale > 0, "above 0"),
@@ -96,6 +100,9 @@ class JumpReluSparsifier(Sparsifier):
 
     def active(self, centred: Float[Tensor, "batch d_in"], weights: Weights) -> SparseLatents:
         return active_above(centred, weights, self.threshold)
+
+    def lr_scales(self) -> dict[str, float]:
+        return {"threshold": self.spec.threshold_lr}
 
     @torch.no_grad()
     def project_(self) -> None:
