@@ -11,6 +11,7 @@ from torch import Tensor
 pytest.importorskip("triton")
 
 from saekit.kernels import Weights, reference, triton_ops
+from saekit.kernels.adam import triton_step_
 from saekit.kernels.entries import DenseEntries, Entries
 from saekit.kernels.triton_entries import TritonEntries, largest_places
 
@@ -191,6 +192,41 @@ def test_the_largest_places_hold_the_largest_values(n):
     torch.testing.assert_close(matrix.gather(1, places).sort(1).values, matrix.sort(1).values[:, -n:], rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("clip", [0.0, 0.1])
+def test_the_optimizer_pass_is_project_clip_adam_renormalise(clip):
+    torch.manual_seed(0)
+    made = []
+    for _ in range(2):
+        parameters = [torch.randn(5, 7, device=DEVICE), torch.randn(5, 7, device=DEVICE), torch.randn(5, device=DEVICE)]
+        made.append([torch.nn.Parameter(p) for p in (made[0] if made else parameters)])
+    with torch.no_grad():
+        for parameters in made:
+            parameters[0].div_(parameters[0].norm(dim=1, keepdim=True))
+    optimizers = [torch.optim.Adam(parameters, lr=1e-2, fused=True) for parameters in made]
+    for step in range(4):
+        for one in zip(*made, strict=True):
+            gradient = torch.randn_like(one[0])
+            for p in one:
+                p.grad = gradient.clone()
+        if step == 0:
+            for optimizer in optimizers:
+                optimizer.step()
+            continue
+        with torch.no_grad():
+            triton_step_(optimizers[0], made[0], {id(made[0][0])}, clip)
+            unit = made[1][0]
+            unit.grad -= (unit.grad * unit).sum(1, keepdim=True) * unit
+            if clip > 0:
+                torch.nn.utils.clip_grad_norm_(made[1], clip)
+            optimizers[1].step()
+            unit.div_(unit.norm(dim=1, keepdim=True))
+        if step == 1:
+            # After the plain first step the rows are not of norm 1 yet.
+            continue
+        for a, b in zip(*made, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
 COMPILE = Path(__file__).with_name("compile_triton.py")
 
 
@@ -198,4 +234,5 @@ def test_every_kernel_compiles_for_an_h100():
     done = subprocess.run([sys.executable, str(COMPILE)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     compiled = set(done.stdout.split())
-    assert compiled == {name for name in vars(triton_ops) if name.startswith(("_count", "_fill", "_sum"))}
+    kernels = {name for name in vars(triton_ops) if name.startswith(("_count", "_fill", "_sum"))}
+    assert compiled == kernels | {"_row_statistics", "_adam_rows"}

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from saekit.kernels import gpu
 from saekit.kernels.cpu import row_dots
 
 _BLOCK_ENTRIES = 3 << 18
@@ -21,7 +22,8 @@ def adam_step_(optimizer: torch.optim.Adam, unit_rows: Sequence[Tensor] = (), cl
 
     For `unit_rows`, matrices whose rows have norm 1, the part of the gradient along each row is taken out before the
     norm of all gradients is, and rows are brought back to norm 1 after the update. Like `clip_grad_norm_` and
-    `optimizer.step()` otherwise. Gradients are spoilt. For fused Adam on the CPU, from its second step on.
+    `optimizer.step()` otherwise. Gradients are spoilt. For fused Adam on the CPU and, by Triton, in float32 on CUDA,
+    from its second step on.
     """
     if not all(_is_plain(group) for group in optimizer.param_groups):
         return False
@@ -29,6 +31,9 @@ def adam_step_(optimizer: torch.optim.Adam, unit_rows: Sequence[Tensor] = (), cl
     if not all(_is_ready(optimizer, p) for p in parameters):
         return False
     held = {id(parameter) for parameter in unit_rows}
+    if parameters and parameters[0].device.type == "cuda":
+        triton_step_(optimizer, parameters, held, clip_grad_norm)
+        return True
     along = {id(p): row_dots(p.grad, p) for p in parameters if id(p) in held and p.grad is not None}
     scale = _scale(parameters, along, clip_grad_norm)
     for group in optimizer.param_groups:
@@ -43,6 +48,36 @@ def adam_step_(optimizer: torch.optim.Adam, unit_rows: Sequence[Tensor] = (), cl
             else:
                 _update_(tensors, state["step"], group, scale)
     return True
+
+
+def triton_step_(
+    optimizer: torch.optim.Adam, parameters: Sequence[Tensor], held: set[int], clip_grad_norm: float
+) -> None:
+    """As `adam_step_`: matrices by one kernel that does everything, the few numbers beside them by torch's."""
+    from saekit.kernels.triton_adam import adam_rows_, row_statistics
+
+    statistics, squares = {}, []
+    for p in parameters:
+        assert p.grad is not None
+        if p.ndim == 2:
+            statistics[id(p)] = row_statistics(p.grad, p, id(p) in held)
+            squares.append(statistics[id(p)][1].sum())
+        else:
+            squares.append(p.grad.square().sum())
+    norm = torch.stack(squares).sum().sqrt()
+    scale = ((norm + 1e-6) / clip_grad_norm).clamp_min(1) if clip_grad_norm > 0 else None
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            if p.grad is None:
+                continue
+            state = optimizer.state[p]
+            state["step"] += 1
+            tensors = p, p.grad, state["exp_avg"], state["exp_avg_sq"]
+            if p.ndim == 2:
+                settings = float(group["lr"]), group["betas"], group["eps"]
+                adam_rows_(tensors, statistics[id(p)][0], state["step"], scale, *settings, id(p) in held)
+            else:
+                _update_(tensors, state["step"], group, scale)
 
 
 def _update_unit_rows_(
@@ -75,7 +110,7 @@ def _update_(tensors: tuple[Tensor, ...], step: Tensor, group: dict, scale: Tens
         amsgrad=False,
         maximize=False,
         grad_scale=scale,
-        found_inf=None if scale is None else torch.zeros((), dtype=torch.float32),
+        found_inf=None if scale is None else torch.zeros_like(scale),
     )
 
 
@@ -102,9 +137,10 @@ def _is_plain(group: dict) -> bool:
 
 def _is_ready(optimizer: torch.optim.Adam, parameter: Tensor) -> bool:
     gradient = parameter.grad
+    on_cpu = parameter.device.type == "cpu" and parameter.dtype in (torch.float32, torch.float64)
+    on_gpu = parameter.device.type == "cuda" and parameter.dtype == torch.float32 and gpu.is_available()
     return (
-        parameter.device.type == "cpu"
-        and parameter.dtype in (torch.float32, torch.float64)
+        (on_cpu or on_gpu)
         and gradient is not None
         and gradient.dtype == parameter.dtype
         and parameter.is_contiguous()
