@@ -35,6 +35,7 @@ bench: $(VENV)/.dev  ## the benchmarks that need no index of yours, one after th
 
 gpu: $(VENV)/.dev  ## tests and benchmarks on a CUDA device; what they print goes to benchmarks/results
 	$(BIN)/python -m pytest -q -m gpu tests/gpu
+	test -x .peers/bin/python || scripts/setup_peers.sh
 	$(BIN)/python scripts/gpu_benchmarks.py
 
 $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python

@@ -24,6 +24,8 @@ from typing import Any
 import torch
 import tyro
 
+from saekit.kernels import cpu_has_bf16
+
 HERE = Path(__file__).parent
 
 
@@ -51,6 +53,8 @@ class BenchConfig:
     """Names, or beginnings of them, to run instead of all; the floors always run."""
     out: Path | None = None
     """Also write the JSON here."""
+    bf16: bool = False
+    """Measure bf16 selection even on a CPU without bf16 instructions."""
     extra: tuple[str, ...] = field(default=())
     """Further sparsities of saekit to measure, by class name with default settings, e.g. JumpRelu."""
 
@@ -64,6 +68,11 @@ def contestants(config: BenchConfig) -> dict[str, dict[str, Any]]:
     found["saekit relu, free decoder"] = {"maker": "saekit", "sparsity": "Relu", "decoder_norm": "free"}
     found["saekit relu, unit decoder"] = {"maker": "saekit", "sparsity": "Relu", "decoder_norm": "unit"}
     found["saekit topk"] = {"maker": "saekit", **topk}
+    # On a GPU fp32 means TF32; bf16 products are a choice there, and on CPUs that have them.
+    low = "bf16" if on_gpu else "bf16_select" if config.bf16 or cpu_has_bf16() else None
+    if low:
+        for name in ("saekit relu, free decoder", "saekit topk"):
+            found[f"{name}, {low}"] = {**found[name], "precision": low}
     for name in config.extra:
         found[f"saekit {name}"] = {"maker": "saekit", "sparsity": name}
     if config.peers != "none":

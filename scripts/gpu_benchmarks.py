@@ -2,7 +2,8 @@
 
     python scripts/gpu_benchmarks.py        # or: make gpu, which runs the GPU tests first
 
-A figure belongs in the documentation only with the file that this wrote.
+bench_train.py needs the peers (scripts/setup_peers.sh); without them it measures saekit and the dense floors. Its JSON is
+in the same file. A figure belongs in the documentation only with the file that this wrote.
 """
 
 import datetime
@@ -14,8 +15,15 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).parents[1]
+SPARSITIES = ("BatchTopK", "MatryoshkaBatchTopK", "JumpRelu", "Gated")
 BENCHMARKS = [
     ["bench_step.py", "--device", "cuda"],
+    ["bench_step.py", "--device", "cuda", "--dead", "0.1"],
+    *(
+        ["bench_train.py", "--device", "cuda", "--batch-size", size, "--rounds", "20", "--extra", *SPARSITIES]
+        for size in ("4096", "8192")
+    ),
+    ["bench_stacked.py", "--device", "cuda", "--batch-size", "4096"],
     ["bench_extract.py", "--model", "smollm2", "--device", "cuda", "--dtype", "bfloat16", "--batch-size", "256"],
     ["bench_extract.py", "--model", "dinov2", "--device", "cuda", "--dtype", "bfloat16", "--batch-size", "256"],
     ["bench_index.py", "build", "--device", "cuda", "--n-rows", "1000000"],
