@@ -49,7 +49,7 @@ class QualityConfig:
     """Which of L1, TopK, BatchTopK, JumpReLU."""
     d_sae: int = 2304
     """Number of latents."""
-    n_tokens: int = 150_000
+    n_tokens: int = 102_400
     """Rows to train on."""
     batch_size: int = 1024
     """Rows per step."""
@@ -131,7 +131,7 @@ def sparsity_of(run: dict[str, Any]) -> Any:
     if run["method"] == "L1":
         return sk.Relu(l1=value)
     if run["method"] == "JumpReLU":
-        return sk.JumpRelu(weight=value, threshold=run["threshold"], bandwidth=run["bandwidth"])
+        return sk.JumpRelu(weight=value, threshold=run["threshold"], bandwidth=run["bandwidth"], threshold_lr=1.0)
     return sk.TopK(k=int(value)) if run["method"] == "TopK" else sk.BatchTopK(k=int(value))
 
 

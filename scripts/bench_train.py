@@ -47,6 +47,8 @@ class BenchConfig:
     """Times everybody takes a step, after two that do not count."""
     n_threads: int = 2
     """Threads torch uses on the CPU."""
+    cpu_time: bool = False
+    """Measure processor time, for a machine that others keep busy; only fair with `--n-threads 1`."""
     peers: str = ".peers/bin/python"
     """The Python of the peers' environment; "none" leaves the peers out."""
     only: tuple[str, ...] = ()
@@ -109,7 +111,7 @@ class Worker:
     def __init__(self, name: str, settings: dict[str, Any], config: BenchConfig) -> None:
         self.name = name
         python = settings.pop("python", sys.executable)
-        shared = {key: getattr(config, key) for key in ("d_in", "d_sae", "batch_size", "l0", "device", "n_threads")}
+        shared = {key: getattr(config, key) for key in ("d_in", "d_sae", "batch_size", "l0", "device", "n_threads", "cpu_time")}
         self._process = subprocess.Popen(
             [python, str(HERE / "bench_train_worker.py")],
             stdin=subprocess.PIPE,

@@ -2,8 +2,8 @@
 
     python scripts/gpu_benchmarks.py        # or: make gpu, which runs the GPU tests first
 
-bench_train.py needs the peers (scripts/setup_peers.sh); without them it measures saekit and the dense floors. Its JSON is
-in the same file. A figure belongs in the documentation only with the file that this wrote.
+bench_train.py needs the peers (scripts/setup_peers.sh); without them it measures saekit and the dense floors. Its JSON
+is in the same file. A figure belongs in the documentation only with the file that this wrote.
 """
 
 import datetime

@@ -60,7 +60,7 @@ def main(demo: Demo) -> None:
     weighted = vae.iw_nll(few, n_samples=demo.pick(500, 20))
     gap = -float(weighted.nll.mean()) - elbo_few
     divergence = float(vae.kl(test).detach().sum(1).mean())
-    source = "8 epochs, beta = 1, Bernoulli, one sample per picture; -241.2 in an independent run of the same size"
+    source = "8 epochs, 10,000 test pictures, beta = 1, one sample per picture"
     demo.row("test ELBO in nats per picture, binarised Fashion-MNIST", elbo, "> -245", source, elbo > -245)
     demo.row(
         "ELBO's gap to the importance-weighted bound with 500 samples, 1,000 pictures",
@@ -73,7 +73,7 @@ def main(demo: Demo) -> None:
         "divergence of the posterior in nats",
         divergence,
         "10 to 20",
-        "the same independent run: 12.9",
+        "neither collapsed on the prior nor without one",
         10 < divergence < 20,
     )
     n = demo.pick(2000, 100)
