@@ -111,7 +111,8 @@ class Worker:
     def __init__(self, name: str, settings: dict[str, Any], config: BenchConfig) -> None:
         self.name = name
         python = settings.pop("python", sys.executable)
-        shared = {key: getattr(config, key) for key in ("d_in", "d_sae", "batch_size", "l0", "device", "n_threads", "cpu_time")}
+        keys = "d_in", "d_sae", "batch_size", "l0", "device", "n_threads", "cpu_time"
+        shared = {key: getattr(config, key) for key in keys}
         self._process = subprocess.Popen(
             [python, str(HERE / "bench_train_worker.py")],
             stdin=subprocess.PIPE,
