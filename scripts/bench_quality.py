@@ -31,12 +31,12 @@ from saekit.jobs.train import held_out_rows
 from saekit.training import measure_health
 
 VALUES: dict[str, tuple[float, ...]] = {
-    "L1": (2.0, 3.0, 4.5),
+    "L1": (4.0, 9.0),
     "TopK": (32,),
-    "BatchTopK": (24, 32, 44),
-    "JumpReLU": (0.3, 0.6, 1.2),
+    "BatchTopK": (24, 40),
+    "JumpReLU": (0.6, 2.0),
 }
-THRESHOLD, BANDWIDTH = 0.01, 0.05
+THRESHOLD, BANDWIDTH = 0.2, 0.1
 
 
 @dataclass(frozen=True, kw_only=True)

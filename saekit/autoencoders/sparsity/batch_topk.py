@@ -139,16 +139,17 @@ class BatchTopKSparsifier(Sparsifier):
 
     @torch.no_grad()
     def _follow_(self, step: Step) -> None:
-        """Move the threshold towards the batch's smallest activation: a plain mean at first, then an exponential one.
+        """Move the threshold towards the batch's smallest activation, by a mean over the last tenth of the batches.
 
-        A batch without any active latent leaves it as it is.
+        Activations drift while a run is young; from a thousand batches on it is an exponential mean of weight 0.01. A
+        batch without any active latent leaves it as it is.
         """
         values = step.latents if isinstance(step.latents, Tensor) else step.latents.values
         positive = torch.where(values > 0, values, torch.inf)
         smallest = positive.amin() if positive.numel() else positive.new_tensor(torch.inf)
         is_there = smallest.isfinite()
         self.n_batches += is_there
-        weight = (1 / self.n_batches.clamp_min(1).to(self.threshold.dtype)).clamp_min(SLOWEST)
+        weight = (10 / (self.n_batches.clamp_min(1) + 9).to(self.threshold.dtype)).clamp_min(SLOWEST)
         moved = torch.lerp(self.threshold, smallest.to(self.threshold.dtype), weight)
         self.threshold.copy_(torch.where(is_there, moved, self.threshold))
 
