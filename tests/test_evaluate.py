@@ -92,8 +92,10 @@ def silent_sae(store: ActivationStore, mean: torch.Tensor | None = None) -> Spar
     return sae
 
 
-def measured(sae: SparseAutoencoder, store: ActivationStore, lm: CausalLM | None) -> Evaluation:
-    return evaluate(sae, store, backbone=lm, n_examples=8, batch_size=3, n_bootstrap=100)
+def measured(
+    sae: SparseAutoencoder, store: ActivationStore, lm: CausalLM | None, usefulness: bool = False
+) -> Evaluation:
+    return evaluate(sae, store, backbone=lm, n_examples=8, batch_size=3, n_bootstrap=100, usefulness=usefulness)
 
 
 def test_the_identity_autoencoder_has_fvu_zero_and_recovers_everything(store: ActivationStore, lm: CausalLM) -> None:
@@ -273,7 +275,7 @@ def test_every_key_that_is_written_is_specified(
     examples = list(vit.examples(read_images(images), vit.default_options(), SkipLog()))
     pictures = make_store(tmp_path / "acts", vit, examples)
     found = [
-        measured(make_sae(store), store, lm),
+        measured(make_sae(store), store, lm, usefulness=True),
         evaluate(make_sae(pictures), pictures, backbone=vit, inputs=read_images(images), n_bootstrap=10),
     ]
     for evaluation in found:

@@ -254,10 +254,12 @@ def evaluate(
     def measured_rows() -> Iterator[tuple[Tensor, np.ndarray]]:
         return row_chunks(store, measured_on, point, device=device)
 
+    # On the very rows that baselines are measured on: other documents are easier or harder.
+    here = measure_reconstruction(CountingReconstruction(sae), measured_rows(), centre, n_bootstrap=0)
     baselines = [
         identity(),
         pca(mean, covariance, k),
-        pca_of_equal_fvu(mean, covariance, (rows for rows, _ in measured_rows()), reconstruction.fvu),
+        pca_of_equal_fvu(mean, covariance, (rows for rows, _ in measured_rows()), here.fvu),
         random_dictionary(mean, latents.n_latents, k, seed),
         mean_ablation(centre),
         zero_ablation(),
