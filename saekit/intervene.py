@@ -71,8 +71,10 @@ def parse_edits(words: Sequence[str]) -> dict[int, Edit]:
     wrong = [word for word, match in found.items() if match is None]
     latents = [int(match[1]) for match in found.values() if match]
     twice = sorted({latent for latent in latents if latents.count(latent) > 1})
-    if wrong or twice or not words:
-        problems = [f"{word!r} is no edit" for word in wrong] + [f"latent {latent} is named twice" for latent in twice]
+    large = [word for word, match in found.items() if match and abs(float(match[3])) > torch.finfo(torch.float32).max]
+    if wrong or large or twice or not words:
+        problems = [f"{word!r} is no edit" for word in wrong] + [f"{word!r} is too large" for word in large]
+        problems += [f"latent {latent} is named twice" for latent in twice]
         raise ConfigError(
             f"edits: {'; '.join(problems) or 'none given'}. An edit is LATENT=VALUE (set), LATENT+VALUE (add) or "
             "LATENTxFACTOR (multiply; x0 ablates), for example 17=8."

@@ -255,3 +255,10 @@ def test_several_torch_files_are_named(tmp_path):
     with pytest.raises(CheckpointError, match="holds 2 torch files. Name one: layer14.sae.pt, layer15.sae.pt"):
         load_sae(foreign.path.parent)
     assert load_sae(foreign.path.parent, subfolder="layer15.sae.pt").provenance["hook_point"] == "layers.15"
+
+
+@pytest.mark.parametrize("content", [b"junk" * 100, b"K\x01R.", b"G\x00."])
+def test_a_pt_file_of_other_bytes_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "weights.pt").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"weights\.pt"):
+        load_sae(tmp_path / "weights.pt")

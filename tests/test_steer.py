@@ -163,6 +163,8 @@ def test_edits_are_read_from_words_and_all_wrong_ones_are_named() -> None:
     assert parse_edits(["17=8", "3+-.5", "4x0"]) == {17: Set(8.0), 3: Add(-0.5), 4: Scale(0.0)}
     with pytest.raises(ConfigError, match=r"'17' is no edit; 'x=3' is no edit; latent 2 is named twice"):
         parse_edits(["17", "x=3", "2=1", "2x0"])
+    with pytest.raises(ConfigError, match=r"'17=1e39' is too large; '3\+-1e999' is too large"):
+        parse_edits(["17=1e39", "3+-1e999"])
     with pytest.raises(ConfigError, match="none given"):
         parse_edits([])
     assert job.shown_edits(parse_edits(["17=8", "3+-0.5", "4x0"])) == ["17=8", "3+-0.5", "4x0"]

@@ -3,6 +3,7 @@
 import functools
 import pickle
 import re
+import struct
 import warnings
 import zipfile
 from collections.abc import Collection, Mapping, Sequence
@@ -123,7 +124,11 @@ def load_pickle(file: Any, path: Path | None = None) -> Any:
             "trust it, and its library is installed, write its tensors alone: torch.save(torch.load(path, "
             "weights_only=False).state_dict(), 'weights.pt'), or ['state_dict'] in place of .state_dict() for a dict."
         ) from None
-    except (RuntimeError, OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+    # torch's reader runs over other bytes as if they were a pickle, and fails wherever that happens to end.
+    except (
+        *(RuntimeError, OSError, EOFError, ValueError, zipfile.BadZipFile),
+        *(LookupError, TypeError, AttributeError, AssertionError, struct.error),
+    ) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path} is not a whole torch file ({first}). Fetch it again.") from None
 
