@@ -17,13 +17,13 @@ page = importlib.import_module("page")
 
 @pytest.fixture(autouse=True)
 def _style():
-    import matplotlib as mpl
+    common.style()
+    import matplotlib.pyplot as plt
 
-    with mpl.rc_context(), torch.random.fork_rng():
-        common.style()
+    with plt.rc_context(), torch.random.fork_rng():
         torch.manual_seed(0)
         yield
-    mpl.pyplot.close("all")
+    plt.close("all")
 
 
 # matplotlib asks torch's tensors for an array in NumPy 2's way; a few steps on little data converge nowhere.
