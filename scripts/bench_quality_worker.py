@@ -58,11 +58,14 @@ def train(run: dict[str, Any], rows: torch.Tensor, held_out: torch.Tensor, W_dec
         lr_decay_steps=int(run["lr_decay"] * n_steps),
     )
     SAETrainer(cfg=trainer_config, sae=sae, data_provider=iter(rows[: n_steps * batch_size].split(batch_size))).fit()
-    with tempfile.TemporaryDirectory() as folder:
-        sae.save_inference_model(folder)
-        saved = sae_lens.SAE.load_from_disk(folder)
+    if run["method"] == "BatchTopK":
+        saved = sae
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            sae.save_inference_model(folder)
+            saved = sae_lens.SAE.load_from_disk(folder)
     with torch.no_grad():
-        latents = saved.encode(held_out)
+        latents = torch.cat([saved.encode(rows) for rows in held_out.split(1024)])
         error = (saved.decode(latents) - held_out).square().sum()
     return {
         "l0": float((latents > 0).sum(1).float().mean()),
