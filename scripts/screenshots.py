@@ -26,7 +26,8 @@ def pages_of(index: FeatureIndex, feature: int | None) -> dict[str, str]:
     """The addresses to take pictures of, by name."""
     shown = int(starters(index, n=1)[0]) if feature is None else feature
     live = f"input?text={quote(TEXT)}&at=2" if index.kind == "text" else f"input?example={index.n_examples // 3}"
-    return {"overview": "", "features": "features", "feature": f"feature?feature={shown}", "input": live}
+    pages = {"overview": "", "features": "features", "feature": f"feature?feature={shown}", "input": live}
+    return {**pages, "compare": "compare"}
 
 
 def take(page: Page, url: str, path: Path) -> None:
