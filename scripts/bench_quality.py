@@ -7,8 +7,8 @@ Both sides see the same normalised rows in the same order, start from the same d
 Adam steps with the same learning rate, decay, clipping and penalty warm-up. Each trains at several values of its
 sparsity setting and is measured, by its inference path, on rows of documents that neither has seen; log FVU is
 interpolated in log L0 where the two ranges overlap. TopK has the same L0 on both sides; so has BatchTopK, which is
-measured as it is trained, by the largest of batches of 1,024 rows, because SAELens' threshold needs hundreds of steps to
-come up from 0. Prints JSON and a table; one thread, CPU.
+measured as it is trained, by the largest of batches of 1,024 rows, because SAELens' threshold needs hundreds of steps
+to come up from 0. Prints JSON and a table; one thread, CPU.
 """
 
 import json
