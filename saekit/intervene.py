@@ -158,6 +158,11 @@ def steer(
     d_in, d_latent = _shape(sae)
     if d_in != width:
         raise ConfigError(f"The autoencoder takes width {d_in}; {hook_point!r} has width {width}.")
+    for latent, edit in edits.items():
+        if not callable(edit):
+            raise ConfigError(
+                f"The edit of latent {latent} is {edit!r}; it is Set({edit!r}), Scale({edit!r}) or Add({edit!r})."
+            )
     unknown = sorted(latent for latent in edits if not 0 <= latent < d_latent)
     if unknown:
         raise ConfigError(f"No such latents: {unknown}; the autoencoder has 0 to {d_latent - 1}.")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from saekit.autoencoders import SparseAutoencoder, SparseAutoencoderConfig, TopK, load_autoencoder
 from saekit.backbones import load_backbone
@@ -176,3 +177,25 @@ def test_a_port_or_address_that_cannot_be_had_is_one_line() -> None:
         _check_free("no-such-host.invalid", port)
     with pytest.raises(ConfigError, match="cannot be listened on"):
         _check_free("192.0.2.1", port)  # an address kept for documentation, which no machine has
+
+
+def test_activations_of_three_dimensions_name_the_reshape() -> None:
+    sae = SparseAutoencoder(SparseAutoencoderConfig(d_in=16, d_sae=8, sparsity=TopK(k=2)))
+    with pytest.raises(InputError, match=r"shape \[2, 4, 16\].*x.flatten\(0, -2\)"):
+        sae.normalize.__wrapped__(sae, torch.zeros(2, 4, 16))  # type: ignore[attr-defined]
+
+
+def test_a_run_in_place_of_its_checkpoint_names_the_checkpoint(tmp_path: Path) -> None:
+    sae = SparseAutoencoder(SparseAutoencoderConfig(d_in=16, d_sae=8, sparsity=TopK(k=2)))
+    sae.save(tmp_path / "run" / "checkpoint")
+    with pytest.raises(CheckpointError, match="is a training run. Its checkpoint is '.*run/checkpoint'"):
+        load_autoencoder(tmp_path / "run")
+
+
+def test_two_trainings_in_one_directory_are_refused(tmp_path: Path) -> None:
+    first = RunDirectory(tmp_path / "run", {"kind": "TrainingRun"}, 1)
+    first.claim()
+    with pytest.raises(CheckpointError, match="Another process is training in"):
+        RunDirectory(tmp_path / "run", {"kind": "TrainingRun"}, 1).claim()
+    first.release()
+    RunDirectory(tmp_path / "run", {"kind": "TrainingRun"}, 1).claim()

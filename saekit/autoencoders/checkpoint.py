@@ -71,6 +71,10 @@ def read_checkpoint(path: str | Path, kind: str = KIND) -> tuple[dict[str, Any],
     previous = _previous(path)
     if not path.exists() and previous.exists():
         path = previous
+    inside = sorted(found.parent for found in path.glob("checkpoint*/meta.json"))
+    if inside and not (path / "meta.json").exists():
+        names = " or ".join(repr(str(each)) for each in inside)
+        raise CheckpointError(f"{path} is a training run. Its checkpoint is {names}; name that.")
     meta = read_meta(path, kind, SCHEMA, CheckpointError)
     missing = sorted({"class", "config", "content_hash"} - set(meta))
     if missing:

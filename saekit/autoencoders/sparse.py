@@ -315,6 +315,11 @@ class SparseAutoencoder(Autoencoder):
 
     def normalize(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_in"]:
         """Raw activations as the losses see them: centred and scaled, after `token_norm` where there is one."""
+        if x.ndim != 2:
+            raise InputError(
+                f"These activations have shape {list(x.shape)}; wanted is [batch {self.config.d_in}]. "
+                "Type: x.flatten(0, -2)"
+            )
         if x.shape[-1] != self.config.d_in:
             raise InputError(f"These activations are {x.shape[-1]} wide; this autoencoder takes {self.config.d_in}.")
         x = x.to(self.input_mean.dtype)

@@ -128,6 +128,14 @@ class Backbone(ABC):
         names = ["layers.{}:input", *(f"layers.{{}}.{name}" for name in sublayers), "layers.{}"]
         return tuple(name.format(layer) for layer in range(self.n_layers) for name in names)
 
+    def __repr__(self) -> str:
+        """One line: which model, its size, where it computes."""
+        dtype = str(self.dtype).removeprefix("torch.")
+        return (
+            f"{type(self).__name__}({self.spec!r}, {self.n_layers} layers, d_model {self.d_model}, {dtype} on "
+            f"{self.device})"
+        )
+
     def resolve(self, hook_point: str) -> str:
         """The hook point as `capture` and `patch` of `self.model` take it: a module path and a side.
 

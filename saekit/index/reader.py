@@ -107,6 +107,11 @@ class FeatureIndex:
 
     def check(self, feature: int) -> int:
         """`feature` as an int, or `FeatureIndexError` naming the range."""
+        if not isinstance(feature, (int, np.integer)):
+            raise FeatureIndexError(
+                f"{feature!r} is no feature number. By what they fire on: index.features_of_token("
+                "index.search_tokens(text)[0]), index.features_of_label(label)."
+            )
         if not 0 <= feature < self.d_sae:
             raise FeatureIndexError(f"There is no feature {feature}; {self.path} has features 0 to {self.d_sae - 1}.")
         return int(feature)

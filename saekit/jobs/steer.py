@@ -80,7 +80,9 @@ def run(config: SteerConfig) -> Path:
     spec = recorded.get("spec") if config.backbone == "recorded" else config.backbone
     point = config.hook_point or provenance.get("hook_point")
     if spec is None or point is None:
-        missing = [f"--{name}" for name, value in (("backbone", spec), ("hook-point", point)) if value is None]
+        foreign = (provenance.get("source") or {}).get("model_name") or "MODEL"
+        wanted = (("--backbone " + foreign, spec), ("--hook-point POINT", point))
+        missing = [word for word, value in wanted if value is None]
         raise ConfigError(f"{checkpoint} does not say which model or hook point it is for. Type: {' '.join(missing)}")
     backbone = load_backbone(spec, device=config.device)
     sae.to(backbone.device).requires_grad_(False)

@@ -136,6 +136,11 @@ def run(config: TrainConfig) -> Path:
     is_out = held_out_rows(store, config.held_out_share)
     n_tokens = config.n_tokens or int((~is_out).sum())
     dead_after_tokens = config.dead_after_tokens or max(1, min(10_000_000, n_tokens // 10))
+    if config.recipe is not None and n_tokens < MIN_STEPS * config.batch_size:
+        logger.info(
+            "%s: %d tokens in batches of %d rows make %d steps; a smaller --batch-size makes more.",
+            *(config.recipe, n_tokens, config.batch_size, -(-n_tokens // config.batch_size)),
+        )
     sae_config = SparseAutoencoderConfig(
         d_in=d_in,
         d_sae=d_sae,
@@ -195,11 +200,6 @@ def defaults_of(config: TrainConfig) -> TrainConfig | None:
     n_tokens = config.n_tokens or int((~held_out_rows(store, config.held_out_share)).sum())
     d_sae = config.d_sae or d_in * (config.expansion or 1)
     settings = get_recipe(config.recipe).settings(d_in, d_sae, n_tokens, store.moments(point)[1])
-    if n_tokens < MIN_STEPS * settings.batch_size:
-        logger.info(
-            "%s has batches of %d rows, which makes %d steps of %d tokens; a smaller --batch-size makes more.",
-            *(config.recipe, settings.batch_size, -(-n_tokens // settings.batch_size), n_tokens),
-        )
     return replace(
         config,
         sparsity=settings.autoencoder.sparsity,

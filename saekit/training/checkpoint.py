@@ -14,6 +14,7 @@ predecessor removed.
 """
 
 import errno
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -50,6 +51,7 @@ class RunDirectory:
 
     def __init__(self, path: str | Path, description: Json, n_models: int) -> None:
         """Raises `CheckpointError` when `path` holds another run (listing what differs) or something else."""
+        self._lock: int | None = None
         self.path = Path(path)
         self.description = description
         self.names = ["checkpoint"] if n_models == 1 else [f"checkpoint-{i}" for i in range(n_models)]
@@ -72,6 +74,25 @@ class RunDirectory:
                 + "\n  ".join(differing)
                 + "\nChoose another out directory, or delete this one to start again."
             )
+
+    def claim(self) -> None:
+        """Keep every other process out of this run until `release`, or until this process ends."""
+        lock = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(lock)
+            raise CheckpointError(
+                f"Another process is training in {self.path} right now. Wait for it, stop it, or choose another out "
+                "directory."
+            ) from None
+        self._lock = lock
+
+    def release(self) -> None:
+        """Let others in."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     @property
     def is_finished(self) -> bool:

@@ -117,6 +117,15 @@ class _Run:
         self.directory = self._open(out)
 
     def go(self) -> FitResult:
+        if self.directory is None:
+            return self._go()
+        self.directory.claim()
+        try:
+            return self._go()
+        finally:
+            self.directory.release()
+
+    def _go(self) -> FitResult:
         directory = self.directory
         saved = directory.restore(self.models) if directory is not None else None
         self.log = MetricsLog(
