@@ -13,7 +13,7 @@ from saekit.index import FeatureIndex
 MAX_POINTS = 400
 """Points of a curve; a longer log is thinned evenly, its last line kept."""
 # (key of metrics.jsonl, title, what it means, log scale where all values are positive)
-CURVES = (
+CURVES: tuple[tuple[str, str, str, bool], ...] = (
     ("fvu", "FVU", "fraction of variance unexplained, of each batch before it was learnt from", True),
     ("l0", "L0", "latents active per token", False),
     ("loss", "Loss", "what training minimises, in normalised inputs", True),
@@ -36,7 +36,7 @@ def run_page(index: FeatureIndex) -> Json:
     """Everything the page shows: facts, curves, settings. Without a log, why there is none."""
     folder = run_folder(index)
     checkpoint = (index.meta.get("checkpoint") or {}).get("path")
-    if folder is None:
+    if folder is None or checkpoint is None:
         where = f"beside {checkpoint}" if checkpoint else "because the index was built without a checkpoint on disk"
         return {
             "missing": f"There is no training log {where}. The checkpoint was moved away from its run, or imported."
@@ -48,7 +48,7 @@ def run_page(index: FeatureIndex) -> Json:
         "missing": None,
         "folder": str(folder),
         "facts": _facts(records),
-        "curves": [curve for key, *rest in CURVES if (curve := _curve(records, key, *rest)) is not None],
+        "curves": [curve for each in CURVES if (curve := _curve(records, *each)) is not None],
         "settings": [[name, _shown(value)] for name, value in _leaves(_of_model(settings, model))],
     }
 
