@@ -209,9 +209,7 @@ def test_the_repr_is_one_line_a_person_can_read():
     sae.training_loss(batch(1234))
     sae.tokens_since_fired.zero_()
     sae.tokens_since_fired[:8] = 1000
-    assert repr(sae) == (
-        "SparseAutoencoder(8 -> 32, TopK(k=4), unit decoder, 1,234 tokens seen, 25.0% dead)"
-    )
+    assert repr(sae) == ("SparseAutoencoder(8 -> 32, TopK(k=4), unit decoder, 1,234 tokens seen, 25.0% dead)")
 
 
 def saturated(pre_activation: float, momentum: float, n_steps: int = 1) -> tuple[float, Tensor]:
