@@ -73,7 +73,7 @@ class ShardWriter:
         self.n_examples += len(examples)
         return np.array(starts, dtype=np.int64)
 
-    def put(self, rows: Mapping[str, Float[Tensor, "n width"]], destinations: Int[np.ndarray, " n"]) -> None:
+    def put(self, rows: Mapping[str, Float[Tensor, "n _"]], destinations: Int[np.ndarray, " n"]) -> None:
         """Store row i of every hook point as row `destinations[i]` of this shard.
 
         The rows of the call before are what is checked and written now: so the device is already at work on the next

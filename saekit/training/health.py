@@ -132,7 +132,7 @@ class Health:
 
 
 @torch.no_grad()
-def measure_health(sae: SparseAutoencoder, batches: Iterable[Float[Tensor, "batch d_in"]]) -> Health:
+def measure_health(sae: SparseAutoencoder, batches: Iterable[Float[Tensor, "_ d_in"]]) -> Health:
     """The health of `sae` on the rows of `batches`, raw activations. Raises `InputError` when there are none."""
     device, d_sae = sae.W_dec.device, sae.config.d_sae
     error, firing = FVUMeter(sae.config.d_in, device), FiringMeter(d_sae, device)

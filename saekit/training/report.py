@@ -25,7 +25,7 @@ CURVES = (
 def write_report(
     path: str | Path,
     records: Sequence[dict[str, Any]],
-    densities: Sequence[Float[Tensor, " d_sae"] | None],
+    densities: Sequence[Float[Tensor, "_"] | None],
 ) -> None:
     """Draw `records` (lines of metrics.jsonl) and the latents' densities to a PNG. Needs matplotlib (extra `train`)."""
     figure = require("matplotlib.figure", "train").Figure(figsize=(12, 6.5), layout="constrained")
