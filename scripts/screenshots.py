@@ -27,7 +27,7 @@ def pages_of(index: FeatureIndex, feature: int | None) -> dict[str, str]:
     shown = int(starters(index, n=1)[0]) if feature is None else feature
     live = f"input?text={quote(TEXT)}&at=2" if index.kind == "text" else f"input?example={index.n_examples // 3}"
     pages = {"overview": "", "features": "features", "feature": f"feature?feature={shown}", "input": live}
-    return {**pages, "compare": "compare"}
+    return {**pages, "compare": "compare", "run": "run"}
 
 
 def take(page: Page, url: str, path: Path) -> None:

@@ -46,7 +46,8 @@ def run_page(index: FeatureIndex) -> Json:
     settings = read_json(folder / "config.json", FeatureIndexError)
     return {
         "missing": None,
-        "folder": str(folder),
+        "folder": str(Path(*folder.parts[-2:])),
+        "path": str(folder),
         "facts": _facts(records),
         "curves": [curve for each in CURVES if (curve := _curve(records, *each)) is not None],
         "settings": [[name, _shown(value)] for name, value in _leaves(_of_model(settings, model))],

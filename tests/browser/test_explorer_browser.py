@@ -103,6 +103,7 @@ def test_every_page_in_both_themes_without_a_complaint(
         "feature": f"feature?feature={BANK}",
         "input": live,
         "compare": "compare",
+        "run": "run",
     }
     visit = open_visit(browser, url)
     for name, path in pages.items():

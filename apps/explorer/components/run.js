@@ -59,7 +59,7 @@ export default function (component) {
 
   if (data.missing) return refill(root, h("header", {}, h("h1", {}, "Run")), h("p", { class: "empty" }, data.missing));
   refill(root,
-    h("header", {}, h("h1", {}, "Run"), h("p", { class: "muted" }, data.folder)),
+    h("header", {}, h("h1", {}, "Run"), h("p", { class: "muted", title: data.path }, data.folder)),
     h("dl", {}, data.facts.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value)))),
     data.curves.length
       ? h("div", { class: "curves" }, data.curves.map((curve) => h("section", {}, h("h2", {}, curve.title), h("p", { class: "muted small" }, curve.note), line(curve))))
