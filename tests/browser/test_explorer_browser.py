@@ -33,7 +33,7 @@ ARGUMENTS = [
     "--disable-sync",
 ]
 # Streamlit looks for its server under the page's own address first; on a page that is not the first this is a 404.
-PROBES = re.compile(r"/(features|feature|input|compare)/_stcore/(health|host-config)$")
+PROBES = re.compile(r"/(features|feature|input|compare|run)/_stcore/(health|host-config)$")
 SETTLED = '[data-testid="stApp"][data-test-script-state="notRunning"]'
 
 
